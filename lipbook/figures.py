@@ -1,0 +1,164 @@
+"""The look of the book's figures, and the few kinds of picture that several chapters draw.
+
+Colours are Okabe and Ito's palette, which readers with any common colour vision tell apart
+(Okabe & Ito 2008, *Color Universal Design*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+#: Okabe and Ito's colours, in the order in which a plot's lines take them.
+PALETTE = {
+    "blue": "#0072B2",
+    "orange": "#D55E00",
+    "green": "#009E73",
+    "pink": "#CC79A7",
+    "sky": "#56B4E9",
+    "amber": "#E69F00",
+    "yellow": "#F0E442",
+    "black": "#000000",
+}
+#: The colour map for signed values: neutral at zero, equally readable without red and green.
+DIVERGING = "PuOr"
+#: The colour map for magnitudes.
+SEQUENTIAL = "cividis"
+
+_STYLE: Any = {
+    "axes.prop_cycle": mpl.cycler(color=list(PALETTE.values())),
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.figsize": (6.4, 3.6),
+    "figure.facecolor": "white",  # readable on the dark theme too
+    "grid.alpha": 0.3,
+    "image.cmap": SEQUENTIAL,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 110,
+    "savefig.facecolor": "white",
+}
+
+
+def use_style() -> None:
+    """Draw every later figure of this process in the book's style.
+
+    Examples
+    --------
+    >>> use_style()
+    >>> plt.rcParams["figure.dpi"]
+    110.0
+    """
+    plt.rcParams.update(_STYLE)
+
+
+def panels(n_columns: int, n_rows: int = 1, *, size: tuple[float, float] = (3.2, 3.0)) -> Any:
+    """Return a figure of `n_rows` × `n_columns` axes, each `size` inches, and the axes.
+
+    Returns
+    -------
+    figure : Figure
+    axes : ndarray of Axes
+        Always an array, of shape ``(n_rows * n_columns,)``.
+
+    Examples
+    --------
+    >>> figure, axes = panels(2)
+    >>> axes.shape
+    (2,)
+    >>> plt.close(figure)
+    """
+    figure, axes = plt.subplots(
+        n_rows, n_columns, figsize=(size[0] * n_columns, size[1] * n_rows), squeeze=False
+    )
+    return figure, axes.ravel()
+
+
+def band(ax: Axes, x: ArrayLike, runs: ArrayLike, *, label: str, **line: Any) -> None:
+    """Draw the mean of several seeds as a line and their range as a band.
+
+    Parameters
+    ----------
+    ax : Axes
+    x : array_like, shape (n,)
+    runs : array_like, shape (seeds, n)
+        One row a seed.
+    label : str
+        For the legend.
+    **line
+        Passed to :meth:`~matplotlib.axes.Axes.plot`.
+
+    Raises
+    ------
+    ValueError
+        If `runs` is not a row a seed with one value for each `x`.
+
+    Examples
+    --------
+    >>> figure, axes = panels(1)
+    >>> band(axes[0], [0, 1], [[1, 2], [3, 4]], label="loss")
+    >>> band(axes[0], [0, 1], [1, 2, 3], label="loss")
+    Traceback (most recent call last):
+    ValueError: runs must have shape (seeds, 2), got (3,)
+    >>> plt.close(figure)
+    """
+    x, runs = np.asarray(x), np.asarray(runs)
+    if runs.ndim != 2 or runs.shape[1] != len(x):
+        raise ValueError(f"runs must have shape (seeds, {len(x)}), got {runs.shape}")
+    (drawn,) = ax.plot(x, runs.mean(axis=0), label=label, **line)
+    ax.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
+
+
+def image_row(
+    images: Tensor | Sequence[Any], titles: Sequence[str], *, signed: bool = False
+) -> Figure:
+    """Show grey images side by side on one common scale, each under its title.
+
+    Parameters
+    ----------
+    images : Tensor or sequence, shape (n, height, width)
+    titles : sequence of str, length n
+    signed : bool, default False
+        Centre the scale at zero and use the diverging map.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many titles as images.
+
+    Examples
+    --------
+    >>> import torch
+    >>> figure = image_row(torch.eye(8).expand(2, 8, 8), ["one", "two"])
+    >>> len(figure.axes)
+    2
+    >>> image_row(torch.eye(8).expand(2, 8, 8), ["one"])
+    Traceback (most recent call last):
+    ValueError: images and titles must pair up, got 2 images and 1 titles
+    >>> plt.close(figure)
+    """
+    if len(images) != len(titles):
+        raise ValueError(
+            f"images and titles must pair up, got {len(images)} images and {len(titles)} titles"
+        )
+    arrays = [np.asarray(image) for image in images]
+    high = max(float(np.abs(array).max()) for array in arrays)
+    low = -high if signed else min(float(array.min()) for array in arrays)
+    figure: Figure
+    figure, axes = panels(len(arrays), size=(1.7, 2.0))
+    for ax, array, title in zip(axes, arrays, titles, strict=True):
+        ax.imshow(array, cmap=DIVERGING if signed else "gray", vmin=low, vmax=high)
+        ax.set_title(title, fontsize=10)
+        ax.set_axis_off()
+    return figure
