@@ -1,0 +1,56 @@
+# The doors of the project. CI opens the same ones.
+#
+# Variables given on the command line are the chapters' parameters: make book SEED=3 DEVICE=cpu
+
+PYTHON ?= python3
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=%,$(MAKEOVERRIDES))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book test refresh serve bench lock clean
+
+help: ## print this list
+	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SCALE=full)
+	@$(RUN) -m workflow book --cores $(CORES) $(PARAMETERS)
+
+test: $(READY) ## build the book and run every check
+	@$(RUN) -m workflow browser
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+	@$(RUN) -m workflow book --cores $(CORES)
+	$(RUN) -m pytest -n $(CORES)
+
+refresh: $(READY) ## re-execute the stored notebooks in place (CHAPTER=name for one)
+	@$(RUN) -m workflow refresh --cores $(CORES) $(CHAPTER)
+
+serve: $(READY) ## serve the built site on this machine (PORT=8000)
+	@$(RUN) -m workflow serve $(if $(PORT),--port $(PORT))
+
+bench: $(READY) ## compare speed with named peers, as ratios
+	@OMP_NUM_THREADS=1 $(RUN) -m benchmarks.spectral_norm
+
+lock: ## pin anew what pyproject.toml asks for, in requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet -e '.[dev]' "torch==$$(sed -n 's/^torch==//p' requirements.lock)"
+	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean: ## remove what the other targets made, the environment too
+	rm -rf $(VENV) build .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+
+# The environment is ready when the last step of its making is done: a killed set-up starts over.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipbook: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (about two minutes) ..."
+	@rm -f $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

@@ -1,0 +1,175 @@
+"""Directives that write what the chapters found: ``claims-glance``, ``-ledger``, ``-errata``.
+
+Their only sources are the catalogue and the records that ``lipbook.claims.check`` left in the
+executed notebooks. In a chapter, the line of a check becomes a card with its evidence, to which
+the ledger links.
+"""
+
+import html
+import json
+from collections import Counter
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from lipbook import claims
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+PENDING = "not yet checked"
+_ROLES = {"supports": "For it", "limits": "What confines it", "refutes": "Against it"}
+
+
+def records_by_id(book: Path) -> dict[str, dict]:
+    """Return each claim's record and the page that it stands on."""
+    found = {}
+    for path in sorted(book.glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for record in claims.records(notebook):
+            found[record["id"]] = {**record, "page": path.stem}
+    return found
+
+
+def card(claim: claims.Claim, record: dict) -> str:
+    """Return the HTML that stands in a chapter where a claim was checked."""
+    groups = []
+    for role, heading in _ROLES.items():
+        items = [e["text"] for e in record["evidence"] if e["role"] == role]
+        if items:
+            listed = "".join(f"<li>{html.escape(item)}</li>" for item in items)
+            groups.append(f"<dt>{heading}</dt><dd><ul>{listed}</ul></dd>")
+    return (
+        f'<section class="claim-card {claims.slug(claim.verdict)}" id="claim-{claim.id}"'
+        f' aria-label="Claim {claim.id}">'
+        f'<p><span class="claim-id">{claim.id}</span> {html.escape(claim.says)}'
+        f' <strong class="claim-verdict">{claim.verdict}</strong></p>'
+        f"<dl>{''.join(groups)}</dl></section>"
+    )
+
+
+def _show_cards(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put the card in the place of the line that `check` printed."""
+    if not app.env.doc2path(page).endswith(".ipynb"):
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            record = output.get("metadata", {}).get(claims.RECORD_KEY)
+            if record is not None:
+                claim = claims.catalogue()[record["id"]]
+                output["data"] = {"text/html": card(claim, record)}
+    source[0] = json.dumps(notebook)
+
+
+class ClaimsDirective(SphinxDirective):
+    """Write Markdown from the claims and let MyST read it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the nodes of the generated text."""
+        book = Path(self.env.srcdir) / "book"
+        for path in (*book.glob("*.ipynb"), book / "claims.yml"):
+            self.env.note_dependency(str(path))
+        self.records = records_by_id(book)
+        self.claims = list(claims.catalogue().values())
+        parent = nodes.section()
+        parent.document = self.state.document
+        lines = "\n".join(self.markdown()).splitlines()
+        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, parent)
+        return parent.children
+
+    def markdown(self) -> list[str]:
+        """Return the text, as blocks."""
+        raise NotImplementedError
+
+    def verdict(self, claim: claims.Claim) -> str:
+        """Return the verdict of a claim as it was measured on this build."""
+        return self.records[claim.id]["verdict"] if claim.id in self.records else PENDING
+
+    def where(self, claim: claims.Claim) -> str:
+        """Return a claim's id, linked to the cell that checks it."""
+        record = self.records.get(claim.id)
+        if record is None:
+            return claim.id
+        return f'<a href="{record["page"]}.html#claim-{claim.id}">{claim.id}</a>'
+
+
+class Glance(ClaimsDirective):
+    """How many claims have each verdict."""
+
+    def markdown(self) -> list[str]:
+        """Return a small table."""
+        count = Counter(map(self.verdict, self.claims))
+        rows = [f"| {v} | {count[v]} |" for v in (*claims.VERDICTS, PENDING) if count[v]]
+        return ["| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows)]
+
+
+class Ledger(ClaimsDirective):
+    """Every claim: what the article says, what came out, with which numbers."""
+
+    def markdown(self) -> list[str]:
+        """Return one table for each section of the article, and the list of what is pending."""
+        blocks = []
+        for section in dict.fromkeys(claim.section for claim in self.claims):
+            blocks += [f"## {section}", ":::{list-table}\n:header-rows: 1\n:widths: 8 36 14 42\n:class: ledger\n"]
+            rows = [("", "The article says", "Verdict", "Measured")]
+            rows += [self.row(c) for c in self.claims if c.section == section]
+            blocks[-1] += "\n".join(_list_row(row) for row in rows) + "\n:::"
+        return ["\n\n".join(blocks)]
+
+    def row(self, claim: claims.Claim) -> tuple[str, str, str, str]:
+        """Return the cells of one claim."""
+        equations = ", ".join(f"({n})" for n in claim.equations)
+        says = f"{claim.says} {equations}".strip()
+        record = self.records.get(claim.id)
+        if record is None:
+            return claim.id, says, PENDING, f"{claim.chapter} is to check it"
+        numbers = "; ".join(_escaped(e["text"]) for e in record["evidence"])
+        made = f"seed {record['seed']}, {record['device']}, scale {record['scale']}"
+        return self.where(claim), says, f"**{record['verdict']}**", f"{claim.finding} *{numbers}* ({made})"
+
+
+class Errata(ClaimsDirective):
+    """Each claim that fails as printed, with what to put in its place."""
+
+    def markdown(self) -> list[str]:
+        """Return one section a claim."""
+        failing = [c for c in self.claims if self.verdict(c) == claims.FAILS]
+        if not failing:
+            return ["No claim that has been checked so far fails as printed."]
+        return ["\n\n".join(self.entry(claim) for claim in failing)]
+
+    def entry(self, claim: claims.Claim) -> str:
+        """Return the section of one claim."""
+        evidence = "\n".join(f"- {_escaped(e['text'])}" for e in self.records[claim.id]["evidence"])
+        return "\n\n".join(
+            [
+                f"## {claim.id}: {claim.section}",
+                f"**As printed.** {claim.says}",
+                f"**Smallest counterexample.** {claim.counterexample}",
+                f"**Corrected.** {claim.corrected}",
+                f"**Measured on this build**, in {self.where(claim)}:",
+                evidence,
+                f"**The test that fails on the printed statement**: `{claim.test}`",
+            ]
+        )
+
+
+def _list_row(cells: tuple[str, ...]) -> str:
+    first, *rest = cells
+    return "\n".join([f"* - {first}", *(f"  - {cell}" for cell in rest)])
+
+
+def _escaped(text: str) -> str:
+    """Keep Markdown from reading the numbers of a record as marks."""
+    for mark in "\\*_`|<$":
+        text = text.replace(mark, "\\" + mark)
+    return text
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_directive("claims-glance", Glance)
+    app.add_directive("claims-ledger", Ledger)
+    app.add_directive("claims-errata", Errata)
+    app.connect("source-read", _show_cards)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,42 @@
+"""Keep every page inside the site: nothing is loaded from another host.
+
+Formulas are set by the one MathJax file that the package ``sphinx-mathjax-offline`` carries; the
+scripts of thebe, which load a kernel from elsewhere, are dropped.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.util.fileutil import copy_asset
+
+MATHJAX = "tex-svg-full.js"
+
+
+def _mathjax_file() -> Path:
+    spec = find_spec("sphinx-mathjax-offline")
+    assert spec is not None and spec.origin is not None, "install requirements.lock"
+    return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
+
+
+def _configure(app: Sphinx) -> None:
+    app.config.mathjax_path = f"mathjax/{MATHJAX}"
+
+
+def _copy(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None:
+        copy_asset(_mathjax_file(), Path(app.outdir) / "_static" / "mathjax")
+
+
+def _drop_thebe(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    for kind in ("script_files", "css_files"):
+        kept = [file for file in context.get(kind, []) if "thebe" not in str(file)]
+        context[kind] = kept
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", _configure, priority=100)
+    app.connect("html-page-context", _drop_thebe, priority=900)
+    app.connect("build-finished", _copy)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

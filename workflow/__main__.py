@@ -1,0 +1,173 @@
+"""``python -m workflow``: what make's targets and the Snakefile's rules call."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import functools
+import http.server
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from workflow.project import BUILD, FAILURES, SITE, WorkflowError, chapters, read_notebook, source
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what the person can mend is one line on stderr, and exit status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except WorkflowError as error:
+        _report(error)
+        return 1
+    except KeyboardInterrupt:
+        print("lipbook: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _report(error: WorkflowError) -> None:
+    """Say what went wrong: to the build that runs this step, or to the person."""
+    if failures := os.environ.get(FAILURES):
+        with Path(failures).open("a", encoding="utf-8") as stream:
+            stream.write(f"{error}\n")
+    else:
+        print(f"lipbook: {error}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workflow", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    book = commands.add_parser("book", help="execute what changed and build the site")
+    book.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="e.g. seed=3 device=cuda")
+    book.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    book.set_defaults(command=_book)
+
+    refresh = commands.add_parser("refresh", help="re-execute the stored notebooks in place")
+    refresh.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
+    refresh.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    refresh.set_defaults(command=_refresh)
+
+    lint = commands.add_parser("lint", help="check the stored notebooks' form")
+    lint.set_defaults(command=_lint)
+
+    serve = commands.add_parser("serve", help="serve the built site on this machine")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(command=_serve)
+
+    browser = commands.add_parser("browser", help="find or install the browser for the site's checks")
+    browser.set_defaults(command=_browser)
+
+    # The rest are the Snakefile's.
+    execute = commands.add_parser("execute", help="execute one chapter")
+    execute.add_argument("chapter")
+    execute.add_argument("--output", type=Path, required=True)
+    execute.add_argument("--log", type=Path, required=True)
+    execute.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
+    execute.set_defaults(command=_execute)
+
+    stage = commands.add_parser("stage", help="lay out the tree that Sphinx reads")
+    stage.add_argument("executed", nargs="*", type=Path)
+    stage.add_argument("--target", type=Path, required=True)
+    stage.add_argument("--repository", default="")
+    stage.set_defaults(command=_stage)
+
+    records = commands.add_parser("records", help="collect what the chapters measured")
+    records.add_argument("executed", nargs="*", type=Path)
+    records.add_argument("--output", type=Path, required=True)
+    records.set_defaults(command=_records)
+
+    site = commands.add_parser("site", help="build the site from the staged tree")
+    site.add_argument("staged", type=Path)
+    site.add_argument("--target", type=Path, required=True)
+    site.add_argument("--log", type=Path, required=True)
+    site.set_defaults(command=_site)
+    return parser
+
+
+def _book(options: argparse.Namespace) -> None:
+    from workflow import graph, parameters
+
+    given = parameters.parse(options.parameters)
+    graph.run(["site"], given, cores=options.cores)
+    print(f"The book is at {(SITE / 'index.html').as_uri()}")
+
+
+def _refresh(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from workflow.execute import execute
+
+    known = chapters()
+    chosen = options.chapters or known
+    for name in chosen:
+        if name not in known:
+            raise WorkflowError(f"no chapter {name!r}; there are {', '.join(known)}")
+
+    def one(name: str) -> None:
+        execute(name, source(name), BUILD / "logs" / f"refresh-{name}.log", {})
+
+    with concurrent.futures.ThreadPoolExecutor(options.cores) as pool:
+        done = concurrent.futures.as_completed([pool.submit(one, name) for name in chosen])
+        for future in tqdm(done, total=len(chosen), unit="chapter"):
+            future.result()
+
+
+def _lint(_: argparse.Namespace) -> None:
+    from workflow.notebooks import faults
+
+    found = [f"{name}: {fault}" for name in chapters() for fault in faults(read_notebook(source(name)))]
+    if found:
+        raise WorkflowError("the stored notebooks need work:\n" + "\n".join(found))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if not (SITE / "index.html").exists():
+        raise WorkflowError("there is no site yet: run `make book` first")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
+        print(f"The book is at http://127.0.0.1:{options.port}/ until you press Ctrl-C")
+        server.serve_forever()
+
+
+def _browser(_: argparse.Namespace) -> None:
+    from workflow import browser
+
+    path = browser.ensure()
+    print(path or "no browser here: the site's checks will be skipped")
+
+
+def _execute(options: argparse.Namespace) -> None:
+    from workflow.execute import execute
+
+    execute(options.chapter, options.output, options.log, options.parameters)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from workflow.stage import stage
+
+    stage(options.executed, options.target, options.repository)
+
+
+def _records(options: argparse.Namespace) -> None:
+    from lipbook.claims import records
+
+    found = {path.stem: list(records(read_notebook(path))) for path in options.executed}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.output.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(options.output)
+
+
+def _site(options: argparse.Namespace) -> None:
+    from workflow.site import build_site
+
+    build_site(options.staged, options.target, options.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

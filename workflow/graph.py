@@ -1,0 +1,74 @@
+"""Run the Snakefile, alone.
+
+Snakemake leaves its own lock behind when it is killed. A lock of the operating system around it,
+which the kernel releases on death, tells a leftover lock from a live run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import filelock
+
+from workflow.project import BUILD, FAILURES, ROOT, WorkflowError
+
+_HOLDER = BUILD / "running.pid"
+
+
+def run(targets: Sequence[str], parameters: dict[str, Any], *, cores: int) -> None:
+    """Bring `targets` of the Snakefile up to date.
+
+    Raises
+    ------
+    WorkflowError
+        If another run is alive, or a step failed (it has said why by then).
+    """
+    BUILD.mkdir(exist_ok=True)
+    lock = filelock.FileLock(BUILD / "running.lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        holder = _HOLDER.read_text().strip() if _HOLDER.exists() else "unknown"
+        raise WorkflowError(
+            f"another build is running here (process {holder}); wait for it, or stop it"
+        ) from None
+    with lock:
+        _HOLDER.write_text(str(os.getpid()))
+        # We hold the lock, so nobody else runs: what Snakemake finds locked is stale.
+        shutil.rmtree(ROOT / ".snakemake" / "locks", ignore_errors=True)
+        _snakemake(targets, parameters, cores)
+        _HOLDER.unlink()
+
+
+def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -> None:
+    from snakemake import cli  # seconds of imports that `--help` need not wait for
+
+    failures = BUILD / "failures.txt"
+    failures.unlink(missing_ok=True)
+    os.environ[FAILURES] = str(failures)
+    os.chdir(ROOT)
+    arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
+    # A touched chapter runs again even if its text is the same: as with make, time decides.
+    arguments += ["--max-checksum-file-size", "0"]
+    arguments += ["--config", f"parameters={json.dumps(parameters)}"]
+    arguments += _display() + ["--", *targets]
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        if stop.code:
+            why = failures.read_text().strip() if failures.exists() else "see above"
+            raise WorkflowError(f"the book is not up to date: {why}") from None
+    finally:
+        del os.environ[FAILURES]
+
+
+def _display() -> list[str]:
+    """Show a progress bar on a terminal; elsewhere, one line a finished step."""
+    if sys.stderr.isatty():
+        return ["--logger", "rich"]
+    return ["--quiet", "rules", "host"]

@@ -1,0 +1,90 @@
+"""Stored notebooks in one normal form, and what is wrong with one that is not."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+
+_KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+_KEPT_IN_CELLS = ("tags", "mystnb")
+IGNORED = "nbval-ignore-output"
+
+
+def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop what differs from run to run or machine to machine, in place, and return it."""
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": _KERNELSPEC, "language_info": {"name": "python"}}
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in _KEPT_IN_CELLS if key in cell.metadata}
+        if not kept.get("tags", True):
+            del kept["tags"]
+        cell.metadata = nbformat.from_dict(kept)
+    return notebook
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """Say what keeps a notebook from being stored: one line a fault.
+
+    nbval passes a notebook that was never executed and a cell cleared of its outputs, so the
+    execution counts are looked at here.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        yield f"execution counts are {counts}, not 1 to {len(code)}: refresh it"
+    ignored = sum(IGNORED in cell.metadata.get("tags", ()) for cell in code)
+    if ignored * 6 > len(code):
+        yield f"{ignored} of {len(code)} code cells are not compared by nbval; at most one in six"
+    if normalize(copy.deepcopy(notebook)) != notebook:
+        yield "it carries metadata of one run or one machine: refresh it"
+    for number, cell in enumerate(code, 1):
+        yield from (f"code cell {number} ({cell.id}) {fault}" for fault in _cell_faults(cell))
+    for cell in notebook.cells:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id) or _random(cell.id):
+            yield f"cell id {cell.id!r} says nothing: name the cell, as in 'flip-rate'"
+
+
+def _cell_faults(cell: nbformat.NotebookNode) -> Iterator[str]:
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    if len(lines) > 15:
+        yield f"has {len(lines)} lines: its body belongs in lipbook"
+    for output in cell.outputs:
+        if output.get("name") == "stderr":
+            yield "stored what it wrote to stderr"
+        if output.output_type == "error":
+            yield f"stored an error: {output.ename}"
+        text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+        if re.search(r"(?:^|[\s\"'(])/(?:home|root|tmp|work|Users|usr)/", text):
+            yield "shows a path of one machine"
+        if re.search(r" at 0x[0-9a-f]{6,}", text):
+            yield "shows a memory address"
+        if "image/png" in output.get("data", {}):
+            yield from _figure_faults(cell)
+
+
+def _figure_faults(cell: nbformat.NotebookNode) -> Iterator[str]:
+    settings = cell.metadata.get("mystnb", {})
+    if len(settings.get("image", {}).get("alt", "")) < 30:
+        yield "draws a figure without an alt text that says what is seen (mystnb.image.alt)"
+    if not settings.get("figure", {}).get("caption"):
+        yield "draws a figure without a caption (mystnb.figure.caption)"
+
+
+def _random(cell_id: str) -> bool:
+    """Whether an id looks like the eight hexadecimal digits that Jupyter makes up."""
+    return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", cell_id) is not None
+

@@ -1,0 +1,110 @@
+"""Where things are, which chapters there are, and what each one depends on."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+import grimp
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+BUILD = ROOT / "build"
+SITE = BUILD / "html"
+PACKAGE = "lipbook"
+#: The variable that names the file where a failing step leaves its message for the whole build.
+FAILURES = "LIPBOOK_FAILURES"
+
+
+class WorkflowError(Exception):
+    """Something the person at the keyboard can mend; shown as one line, without a traceback."""
+
+
+def chapters() -> list[str]:
+    """Return the notebooks named in the table of contents, in its order, without their ending."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    names = [Path(file).name for file in _files(toc)]
+    return [name for name in names if source(name).exists()]
+
+
+def source(chapter: str) -> Path:
+    """Return the path of a chapter's notebook."""
+    return BOOK / f"{chapter}.ipynb"
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook, or say in one line why it can't be read."""
+    try:
+        notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise WorkflowError(f"{path} is not a readable notebook: {error}") from error
+    return notebook
+
+
+def pages() -> list[Path]:
+    """Return what the site is made of besides the chapters."""
+    files = (path for path in BOOK.rglob("*") if path.is_file())
+    return sorted(p for p in files if p.suffix != ".ipynb" and "__pycache__" not in p.parts)
+
+
+def claims_of(chapter: str) -> list[dict[str, Any]]:
+    """Return a chapter's entries in the catalogue, as they stand there."""
+    catalogue = yaml.safe_load((BOOK / "claims.yml").read_text(encoding="utf-8"))
+    return [entry for entry in catalogue["claims"] if entry["chapter"] == chapter]
+
+
+def modules_used(chapter: str) -> list[Path]:
+    """Return the files of the helper package that a chapter imports, directly or not."""
+    graph = _import_graph()
+    used: set[str] = set()
+    for name in _imported(read_notebook(source(chapter))):
+        # `from lipbook import f` may name a module, or a public name of the package itself.
+        module = name if name in graph.modules else name.rpartition(".")[0]
+        if module in graph.modules:
+            used |= {module} | graph.find_upstream_modules(module)
+    return sorted(ROOT / _path(module) for module in used)
+
+
+@functools.cache
+def _import_graph() -> grimp.ImportGraph:
+    return grimp.build_graph(PACKAGE, cache_dir=None)
+
+
+def _files(toc: Any) -> list[str]:
+    """Return every `file` of a table of contents, however deep, in order."""
+    if isinstance(toc, dict):
+        here = [toc["file"]] if "file" in toc else []
+        return here + [file for value in toc.values() for file in _files(value)]
+    if isinstance(toc, list):
+        return [file for value in toc for file in _files(value)]
+    return []
+
+
+def _imported(notebook: nbformat.NotebookNode) -> set[str]:
+    names: set[str] = set()
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        for node in ast.walk(_parsed(cell.source)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+def _parsed(code: str) -> ast.Module:
+    """Parse a cell; one that is no plain Python (a magic, a slip) imports nothing we can see."""
+    try:
+        return ast.parse(code)
+    except SyntaxError:
+        return ast.Module(body=[], type_ignores=[])
+
+
+def _path(module: str) -> Path:
+    path = Path(*module.split("."))
+    return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")

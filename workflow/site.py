@@ -1,0 +1,40 @@
+"""Build the site with Jupyter Book, every warning an error, and swap it in whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from workflow.project import BUILD, WorkflowError
+
+
+def build_site(staged: Path, target: Path, log: Path) -> None:
+    """Turn the staged tree into HTML at `target`.
+
+    Raises
+    ------
+    WorkflowError
+        If Sphinx warned of anything; the message has the warnings.
+    """
+    work = BUILD / "sphinx"
+    shutil.rmtree(work, ignore_errors=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [program, "build", str(staged), "--path-output", str(work)]
+    command += ["-W", "-n", "--keep-going"]
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise WorkflowError(f"the site did not build:\n{_complaints(log)}\n    log: {log}")
+    shutil.rmtree(target, ignore_errors=True)
+    (work / "_build" / "html").rename(target)
+    shutil.rmtree(work)
+
+
+def _complaints(log: Path) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
+    lines = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error:", line)]
+    return "\n".join(f"    {line}" for line in (lines or text.splitlines()[-15:]))

@@ -1,0 +1,78 @@
+"""Lay out the tree that Sphinx reads: the book with freshly executed notebooks.
+
+The work tree stays as it is; this copy lives under ``build/``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflow.project import BOOK, ROOT
+
+_COPIED = ("*.md", "*.bib", "*.yml")
+
+
+def repository_url() -> str:
+    """Return the repository's address if the environment knows it, else an empty text.
+
+    ``LIPBOOK_REPOSITORY`` (a full address) comes before what GitHub Actions sets.
+    """
+    if url := os.environ.get("LIPBOOK_REPOSITORY"):
+        return url.rstrip("/")
+    name = os.environ.get("GITHUB_REPOSITORY")
+    server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+    return f"{server}/{name}" if name else ""
+
+
+def stage(executed: Sequence[Path], target: Path, repository: str = "") -> None:
+    """Write the tree for Sphinx to `target`, whole or not at all.
+
+    Parameters
+    ----------
+    executed : sequence of Path
+        The executed notebooks.
+    target : Path
+        A folder to make anew.
+    repository : str
+        Its address; without one the pages get no launch buttons and no edit links.
+    """
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    book = partial / BOOK.name
+    book.mkdir(parents=True)
+    for pattern in _COPIED:
+        for path in BOOK.glob(pattern):
+            shutil.copy2(path, book)
+    for folder in ("_static", "_ext"):
+        shutil.copytree(BOOK / folder, book / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for notebook in executed:
+        shutil.copy2(notebook, book)
+    shutil.copy2(ROOT / "_toc.yml", partial)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    if repository:
+        _link_to(repository, config)
+    text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    (partial / "_config.yml").write_text(text, encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _link_to(repository: str, config: dict[str, Any]) -> None:
+    """Switch on what needs an address: launch buttons and links to edit a page or ask about it."""
+    branch = os.environ.get("LIPBOOK_BRANCH", "main")
+    config["repository"] = {"url": repository, "branch": branch, "path_to_book": ""}
+    config["html"] |= {
+        "use_repository_button": True,
+        "use_edit_page_button": True,
+        "use_issues_button": True,
+    }
+    config["launch_buttons"] |= {
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
