@@ -1,0 +1,673 @@
+"""Chapter 1: how much a function stretches distances, from below, from above, and exactly.
+
+Distances are Euclidean, over all axes but the batch. A function maps a batch (n, …) to a batch
+(n, …), row by row; a module is taken in evaluation mode, and its own mode is restored. Everywhere,
+a tensor that is not floating point raises TypeError, an empty or not finite one ValueError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, jacrev, vmap
+from torch.nn import functional as F
+
+from lipbook.matrix_norms import induced_norm
+from lipbook.models import check_labelled, evaluation_mode
+from lipbook.validation import check_count, check_positive, check_tensor
+
+Function = Callable[[Tensor], Tensor]
+Bound = float | Sequence[float] | Tensor
+Array = NDArray[np.float64]
+
+_ACTIVATIONS = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
+    *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
+    *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
+)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_AFFINE = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_ISOMETRIES = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+)
+
+
+def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
+    """``‖f(x₁) - f(x₂)‖ / ‖x₁ - x₂‖`` for each pair of rows: what (3) bounds by C.
+
+    Each is a lower bound of the Lipschitz constant, up to rounding: the differences of near points
+    have few correct digits.
+
+    Parameters
+    ----------
+    f : callable
+        From a batch to a batch.
+    x1, x2 : Tensor, shape (n, ...)
+        Of one shape, no row equal to its partner, else ValueError.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        At least float32, differentiable.
+
+    Examples
+    --------
+    >>> difference_quotients(torch.square, torch.tensor([[0.0], [1.0]]), torch.full((2, 1), 3.0))
+    tensor([3., 4.])
+    >>> difference_quotients(torch.square, torch.zeros(1, 1), torch.zeros(1, 1))
+    Traceback (most recent call last):
+    ValueError: x1 and x2 must differ in every row, row 0 is the same
+    """
+    check_tensor(x1, "x1", min_ndim=1)
+    check_tensor(x2, "x2", min_ndim=1)
+    if x1.shape != x2.shape:
+        raise ValueError(f"x1 and x2 must have one shape, got {(*x1.shape,)} and {(*x2.shape,)}")
+    distances = torch.linalg.vector_norm(_rows(x1 - x2), dim=1)
+    if not bool((distances > 0).all()):
+        row = int(distances.argmin())
+        raise ValueError(f"x1 and x2 must differ in every row, row {row} is the same")
+    return torch.linalg.vector_norm(_rows(_outputs(f, x1) - _outputs(f, x2)), dim=1) / distances
+
+
+def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
+    """Largest difference quotient (3) over all pairs of points.
+
+    Parameters
+    ----------
+    f : callable
+        From a batch to a batch.
+    points : Tensor, shape (n, ...)
+        Two distinct ones at least, else ValueError; n (n - 1) / 2 distances are held at once.
+
+    Returns
+    -------
+    float
+        A lower bound of the Lipschitz constant, up to the rounding of f.
+
+    Examples
+    --------
+    >>> lower_bound_from_pairs(torch.square, torch.tensor([[0.0], [1.0], [3.0]]))
+    4.0
+    >>> lower_bound_from_pairs(torch.square, torch.ones(5, 1))
+    Traceback (most recent call last):
+    ValueError: points must hold two distinct points, got 5 equal ones
+    """
+    points = check_tensor(points, "points", min_ndim=1).detach()
+    with torch.no_grad():
+        outputs = _outputs(f, points)
+    # pdist subtracts before it squares; cdist may not, and then loses half the digits.
+    distances, images = F.pdist(_rows(points)), F.pdist(_rows(outputs))
+    apart = distances > 0
+    if not bool(apart.any()):
+        raise ValueError(f"points must hold two distinct points, got {len(points)} equal ones")
+    return (images[apart] / distances[apart]).max().item()
+
+
+def jacobian_norms(f: Function, points: Tensor, *, chunk_size: int | None = None) -> Tensor:
+    """Spectral norm of the Jacobian of f at each point: the local constants, as in (5).
+
+    On an open convex domain their supremum is the Lipschitz constant.
+
+    Parameters
+    ----------
+    f : callable
+        From a batch to a batch, differentiable by `torch.func`.
+    points : Tensor, shape (n, ...)
+        At a kink, torch's choice of slope counts.
+    chunk_size : int, optional
+        Points treated at once, to bound the memory: n × outputs × inputs numbers otherwise.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        In the dtype of f's values, differentiable in the points and in f's parameters.
+
+    Examples
+    --------
+    >>> jacobian_norms(torch.square, torch.tensor([[1.0, 3.0], [0.0, -1.0]]))
+    tensor([6., 2.])
+    >>> jacobian_norms(torch.square, torch.tensor([[float("nan")]]))
+    Traceback (most recent call last):
+    ValueError: points must be finite, got nan at index (0, 0); ...
+    """
+    check_tensor(points, "points", min_ndim=1)
+    single: Function = lambda x: _outputs(f, x[None]).flatten()  # noqa: E731
+    jacobians = vmap(jacrev(single), chunk_size=chunk_size)(points)
+    return induced_norm(jacobians.reshape(*jacobians.shape[:2], -1))
+
+
+class JacobianMaximum(NamedTuple):
+    """The largest Jacobian norm that an ascent met, and its point, of the shape of one input."""
+
+    value: float
+    point: Tensor
+
+
+def maximize_jacobian_norm(
+    f: Function,
+    start: Tensor,
+    *,
+    steps: int = 100,
+    lr: float = 0.05,
+    box: tuple[Bound, Bound] | None = None,
+) -> JacobianMaximum:
+    """Climb the Jacobian norm from several points at once by Adam, for a lower bound.
+
+    The norm of a piecewise linear f is piecewise constant, and no gradient leads anywhere: there
+    the result is the largest over the starts, and more starts make a better one.
+
+    Parameters
+    ----------
+    f : callable
+        As for `jacobian_norms`, and twice differentiable where the ascent is to move.
+    start : Tensor, shape (n, ...)
+        One start or many.
+    steps : int, default 100
+        Gradient steps; 0 only evaluates the starts.
+    lr : float, default 0.05
+        Step size of Adam, in units of the input.
+    box : pair, optional
+        Lows and highs of the inputs, each a number or of the shape of one input (ValueError if
+        they cross); every iterate is clamped to it.
+
+    Returns
+    -------
+    JacobianMaximum
+        `value` and `point`.
+
+    Examples
+    --------
+    >>> value, point = maximize_jacobian_norm(torch.sigmoid, torch.tensor([[1.0], [-2.0]]))
+    >>> round(value, 3), bool(point.abs() < 0.1)
+    (0.25, True)
+    >>> maximize_jacobian_norm(torch.sigmoid, torch.ones(1, 1), box=(1, 0))
+    Traceback (most recent call last):
+    ValueError: box must have its lows below its highs, got (1, 0)
+    """
+    check_tensor(start, "start", min_ndim=1)
+    check_count(steps, "steps", least=0)
+    low, high = _corners(box, start[0])
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        norms = jacobian_norms(f, x)
+        return norms.sum(), norms
+
+    points = start.detach().clone()
+    optimizer = torch.optim.Adam([points], lr=check_positive(lr, "lr"), maximize=True)
+    best = JacobianMaximum(-math.inf, points[0])
+    for _ in range(steps + 1):
+        points.clamp_(low, high)
+        points.grad, (_, norms) = grad_and_value(objective, has_aux=True)(points)
+        top = int(norms.argmax())
+        if norms[top].item() > best.value:
+            best = JacobianMaximum(norms[top].item(), points[top].clone())
+        optimizer.step()
+    return best
+
+
+def l2_attack(
+    model: Function,
+    inputs: Tensor,
+    labels: Tensor,
+    radius: float,
+    *,
+    steps: int = 20,
+    step_size: float | None = None,
+    box: tuple[Bound, Bound] | None = None,
+) -> Tensor:
+    """Raise the cross entropy inside an l2 ball around each input, by projected gradient ascent.
+
+    The attack of Madry et al. 2018 without its random start, hence deterministic. A Lipschitz
+    constant C limits it: the logits move by at most C · radius.
+
+    Parameters
+    ----------
+    model : callable
+        From inputs to logits of shape (n, n_classes).
+    inputs : Tensor, shape (n, ...)
+        Inside the box, if there is one, else ValueError.
+    labels : Tensor, shape (n,)
+        int64 classes to move away from.
+    radius : float
+        Largest l2 distance from each input.
+    steps : int, default 20
+        Gradient steps; a single one is the fast gradient method.
+    step_size : float, optional
+        Length of a step, ``2.5 * radius / steps`` by default.
+    box : pair, optional
+        Lows and highs of the inputs, each a number or of the shape of one input.
+
+    Returns
+    -------
+    Tensor, shape (n, ...)
+        The perturbed inputs, detached.
+
+    Examples
+    --------
+    >>> l2_attack(nn.Identity(), torch.zeros(1, 2), torch.tensor([0]), 1.0)
+    tensor([[-0.7071,  0.7071]])
+    >>> l2_attack(nn.Identity(), torch.zeros(1, 2), torch.tensor([0]), -1.0)
+    Traceback (most recent call last):
+    ValueError: radius must be a finite number above 0, got -1.0
+    """
+    check_labelled(inputs, labels)
+    check_count(steps, "steps")
+    check_positive(radius, "radius")
+    length = check_positive(2.5 * radius / steps if step_size is None else step_size, "step_size")
+    low, high = _corners(box, inputs[0])
+    inputs = inputs.detach()
+    if not bool(((inputs >= low) & (inputs <= high)).all()):
+        raise ValueError(f"inputs must lie inside the box {box}; clamp them, or widen it")
+    perturbed = inputs
+    for _ in range(steps):
+        perturbed = perturbed.clone().requires_grad_()
+        loss = F.cross_entropy(_outputs(model, perturbed), labels, reduction="sum")
+        gradient = _rows(torch.autograd.grad(loss, perturbed)[0])
+        # Largest entry first, lest the squares of a confident model's gradient underflow.
+        gradient /= gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        offset = _rows(perturbed.detach() - inputs) + length * F.normalize(gradient)
+        offset *= radius / torch.linalg.vector_norm(offset, dim=1, keepdim=True).clamp_min(radius)
+        # Clamping projects on the box, which never leads away from an input inside it.
+        perturbed = (inputs + offset.reshape(inputs.shape).to(inputs)).clamp(low, high)
+    return perturbed
+
+
+def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
+    """Any linear or affine layer as the dense matrix W of ``Wx + b``: the reduction to (6).
+
+    Column j is the image of the j-th unit vector less the image of 0, both flattened.
+
+    Parameters
+    ----------
+    layer : callable
+        A dense, convolutional, average-pooling or BatchNorm layer, say, or a function of float64.
+    input_shape : sequence of int
+        Of one input, without the batch; ValueError if the layer does not take it.
+
+    Returns
+    -------
+    Tensor, shape (n_outputs, n_inputs)
+        Computed in float64, returned in the dtype of the layer's parameters (float64 if it has
+        none) and differentiable in them.
+
+    Raises
+    ------
+    ValueError
+        If the layer is not affine.
+
+    Examples
+    --------
+    >>> layer_matrix(nn.AvgPool1d(2), (1, 4))
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]], dtype=torch.float64)
+    >>> layer_matrix(nn.ReLU(), (4,))
+    Traceback (most recent call last):
+    ValueError: layer must be affine, ReLU() is not; jacobian_norms gives its local constants
+    """
+    f, reference = _in_float64(layer)
+    unit_vectors = torch.eye(math.prod(input_shape), dtype=torch.float64, device=reference.device)
+    # Probes at three scales: any activation bends between them.
+    probes = torch.randn(3, len(unit_vectors), generator=torch.Generator().manual_seed(0))
+    probes = probes.to(unit_vectors) * unit_vectors.new_tensor([[1.0], [1e2], [1e4]])
+    inputs = torch.cat([torch.zeros_like(unit_vectors[:1]), probes, unit_vectors])
+    try:
+        images = _outputs(f, inputs.reshape(-1, *input_shape)).flatten(1)
+    except RuntimeError as error:
+        raise ValueError(f"input_shape {(*input_shape,)} does not suit {layer}: {error}") from error
+    matrix = (images[4:] - images[0]).T
+    deviation = (images[1:4] - images[0] - probes @ matrix.T).abs()
+    if not bool((deviation <= 1e-9 * (probes.abs() @ matrix.abs().T + images[0].abs())).all()):
+        raise ValueError(
+            f"layer must be affine, {layer} is not; jacobian_norms gives its local constants"
+        )
+    return matrix.to(reference.dtype)
+
+
+def activation_constant(activation: nn.Module) -> float:
+    """Lipschitz constant of an element-wise activation: its steepest slope.
+
+    Autograd's derivative, maximized in float64 on a grid over ±11,000, dense around 0, then on
+    ever finer grids around the best point; so a kink counts with the steeper of its sides.
+
+    Parameters
+    ----------
+    activation : nn.Module
+        With its own parameters, such as `negative_slope`; TypeError if it mixes elements.
+
+    Returns
+    -------
+    float
+        To about nine digits; inf if the activation jumps.
+
+    Examples
+    --------
+    >>> activation_constant(nn.LeakyReLU(3.0)), round(activation_constant(nn.GELU()), 4)
+    (3.0, 1.1289)
+    >>> activation_constant(nn.Softmax(0))
+    Traceback (most recent call last):
+    TypeError: activation must work element by element, Softmax(dim=0) does not
+    """
+    f, reference = _in_float64(activation)
+    grid = torch.linspace(-10, 10, 20_001, dtype=torch.float64, device=reference.device).sinh()
+    values = _outputs(f, grid.clone()).detach()
+    if values.shape != grid.shape or not values[::2].allclose(_outputs(f, grid[::2].clone())):
+        raise TypeError(f"activation must work element by element, {activation} does not")
+    constant, x = 0.0, grid
+    for _ in range(5):
+        x.requires_grad_()
+        slopes = torch.autograd.grad(_outputs(f, x.clone()).sum(), x)[0].abs()
+        top = int(slopes.argmax())
+        constant = max(constant, slopes[top].item())
+        low, high = x[max(top - 1, 0)].item(), x[min(top + 1, len(x) - 1)].item()
+        x = torch.linspace(low, high, 2_001, dtype=torch.float64, device=x.device)
+    # By the mean value theorem, a secant steeper than every slope spans a jump.
+    secants = values.diff() / grid.detach().diff()
+    return math.inf if secants.abs().max().item() > constant * (1 + 1e-6) else constant
+
+
+def activation_constants() -> pd.DataFrame:
+    """Lipschitz constants of torch's element-wise activations at their defaults, computed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Column `constant`, indexed by the name of the class; see `activation_constant`.
+
+    Examples
+    --------
+    >>> activation_constants().loc[["ReLU", "Sigmoid", "Hardswish"], "constant"].round(4).tolist()
+    [1.0, 0.25, 1.5]
+    """
+    constants = {kind.__name__: activation_constant(kind()) for kind in _ACTIVATIONS}
+    return pd.Series(constants, name="constant").rename_axis("activation").to_frame()
+
+
+class ProductBound(NamedTuple):
+    """An upper bound of a Lipschitz constant, and the table of its factors."""
+
+    value: float
+    table: pd.DataFrame
+
+
+def layer_product_bound(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    constants: Mapping[str | type[nn.Module], float] | None = None,
+) -> ProductBound:
+    """Multiply the constants of the layers: an upper bound of the constant of the model.
+
+    The recursion that follows (5): valid for every chain of layers, and rarely attained, because
+    the layers stretch different directions most. Affine layers count with the exact norm of their
+    matrix, activations with `activation_constant`, max pooling with the root of the number of
+    windows that share an input (1 if none overlap), reshapes and Dropout with 1.
+
+    Parameters
+    ----------
+    model : nn.Module
+        One layer, or an ``nn.Sequential``, nested or not.
+    input_shape : sequence of int
+        Of one input, without the batch.
+    constants : mapping, optional
+        Constants to use instead, by the name of a layer ("0", "2.1", …) or by its class.
+
+    Returns
+    -------
+    ProductBound
+        `value`, and `table` with columns `layer`, `type`, `constant` and the running `product`.
+
+    Raises
+    ------
+    TypeError
+        If the constant of a layer is not known.
+    ValueError
+        If a layer does not take its input, or has statistics of the batch only.
+
+    Examples
+    --------
+    >>> layer_product_bound(nn.Sequential(nn.AvgPool1d(2), nn.Flatten(), nn.GELU()), (1, 4)).table
+      layer       type  constant   product
+    0     0  AvgPool1d  0.707107  0.707107
+    1     1    Flatten  1.000000  0.707107
+    2     2       GELU  1.128904  0.798256
+    >>> layer_product_bound(nn.Sequential(nn.LayerNorm(4)), (4,))
+    Traceback (most recent call last):
+    TypeError: the constant of layer '0' (LayerNorm) is not known; pass ...
+    """
+    constants = constants or {}
+    rows, product = [], 1.0
+    x = torch.zeros(1, *input_shape, dtype=torch.float64, device=_in_float64(model)[1].device)
+    for name, layer in _layers(model):
+        kind, shape = type(layer), tuple(x.shape[1:])
+        constant = constants.get(name, constants.get(kind))
+        if constant is None:
+            constant = _layer_constant(name, layer, shape)
+        product *= constant
+        rows.append((name, kind.__name__, constant, product))
+        try:
+            x = _outputs(_in_float64(layer)[0], x).detach()
+        except RuntimeError as error:
+            raise ValueError(f"layer {name!r} does not take inputs {shape}: {error}") from error
+    return ProductBound(
+        product, pd.DataFrame(rows, columns=["layer", "type", "constant", "product"])
+    )
+
+
+def _layer_constant(name: str, layer: nn.Module, shape: tuple[int, ...]) -> float:
+    if isinstance(layer, _ISOMETRIES):
+        return 1.0
+    if isinstance(layer, _ACTIVATIONS):
+        return activation_constant(layer)
+    if isinstance(layer, nn.Linear):
+        return induced_norm(layer.weight.detach().double()).item()
+    if isinstance(layer, _AFFINE):
+        return induced_norm(layer_matrix(layer, shape).detach().double()).item()
+    if isinstance(layer, _BATCH_NORMS):  # diagonal, with one entry a channel
+        return layer_matrix(layer, (shape[0], *[1] * len(shape[1:]))).abs().max().item()
+    if isinstance(layer, _MAX_POOLS):
+        # |max x - max y| over a window is at most ‖x - y‖ on it; the squares add up over windows,
+        # ⌈k·gcd(s, d)/s⌉ of which share an input along an axis of kernel k, stride s, dilation d.
+        sizes = np.broadcast_arrays(layer.kernel_size, layer.stride, layer.dilation, shape[1:])
+        kernel, stride, dilation, _ = sizes
+        return math.sqrt(np.prod(-(-kernel * np.gcd(stride, dilation) // stride)))
+    raise TypeError(
+        f"the constant of layer {name!r} ({type(layer).__name__}) is not known; "
+        f"pass constants={{{name!r}: value}} or constants={{{type(layer).__name__}: value}}"
+    )
+
+
+class ExactConstant(NamedTuple):
+    """The constant of a piecewise linear net on a box, with its pieces.
+
+    `regions` holds the vertices of each piece in order, shape (n_vertices, n_inputs), and `norms`
+    the spectral norm of the net's matrix there.
+    """
+
+    value: float
+    regions: list[Array]
+    norms: Array
+
+
+def exact_lipschitz(
+    net: nn.Module, box: tuple[Bound, Bound], *, max_regions: int = 100_000
+) -> ExactConstant:
+    """Exact Lipschitz constant of a small ReLU net of one or two inputs, over a box.
+
+    Cuts the box where each unit of each layer changes sign. The net is affine on every piece, and
+    on a convex domain the constant is the largest norm of those matrices. Pieces thinner than
+    1e-10 of the box are lost in rounding.
+
+    Parameters
+    ----------
+    net : nn.Module
+        ``nn.Sequential`` of ``nn.Linear`` (first), ``nn.ReLU`` and ``nn.LeakyReLU``, with any
+        number of outputs; computed in float64.
+    box : pair
+        Lows and highs of the inputs, each a number or one number for each input.
+    max_regions : int, default 100_000
+        Give up above this number of pieces.
+
+    Returns
+    -------
+    ExactConstant
+        `value`, `regions` and `norms`.
+
+    Raises
+    ------
+    TypeError
+        If the net holds another layer.
+    ValueError
+        If it has more inputs or more pieces, or the box is empty.
+
+    Examples
+    --------
+    >>> absolute = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> values = [[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0]], [0.0]
+    >>> for parameter, value in zip(absolute.parameters(), values):
+    ...     parameter.data = torch.tensor(value)
+    >>> exact_lipschitz(absolute, (-1, 1)).value, layer_product_bound(absolute, (1,)).value
+    (1.0, 2.0...)
+    >>> exact_lipschitz(nn.Linear(3, 1), (-1, 1))
+    Traceback (most recent call last):
+    ValueError: net must have one or two inputs, got 3; bracket its constant between ...
+    """
+    layers = list(_layers(net))
+    n_inputs = getattr(layers[0][1], "in_features", None) if layers else None
+    if n_inputs is None:
+        raise TypeError(f"net must start with a Linear layer, got {net}")
+    if n_inputs > 2:
+        raise ValueError(
+            f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
+            "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
+        )
+    low, high = (b.numpy() for b in _corners(box, torch.zeros(n_inputs, dtype=torch.float64)))
+    unit_box = np.array([[0, 0], [1, 0], [1, 1], [0, 1]] if n_inputs == 2 else [[0], [1]])
+    cells = [_Cell(low + (high - low) * unit_box, np.eye(n_inputs), np.zeros(n_inputs))]
+    for name, layer in layers:
+        if isinstance(layer, nn.Linear):
+            weight = layer.weight.detach().double().cpu().numpy()
+            bias = 0.0 if layer.bias is None else layer.bias.detach().double().cpu().numpy()
+            cells = [_Cell(v, weight @ matrix, weight @ c + bias) for v, matrix, c in cells]
+        elif isinstance(layer, nn.ReLU | nn.LeakyReLU):
+            pieces: list[_Cell] = []
+            for cell in cells:
+                pieces += _activate(cell, getattr(layer, "negative_slope", 0.0))
+                if len(pieces) > max_regions:
+                    raise ValueError(
+                        f"net must have at most max_regions={max_regions} pieces, got more at "
+                        f"layer {name!r}; raise max_regions, or shrink the box or the net"
+                    )
+            cells = pieces
+        else:
+            raise TypeError(
+                f"net must hold Linear, ReLU and LeakyReLU layers only, got {layer} at {name!r}"
+            )
+    norms = np.linalg.norm(np.stack([cell.matrix for cell in cells]), ord=2, axis=(1, 2))
+    return ExactConstant(norms.max().item(), [cell.vertices for cell in cells], norms)
+
+
+class _Cell(NamedTuple):
+    vertices: Array
+    matrix: Array  # of the affine map from the input to the present layer
+    offset: Array
+
+
+def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
+    """Cut a cell where its units change sign, and apply the activation to each part."""
+    vertices, matrix, offset = cell
+    reach = np.abs(vertices).max()
+    tolerance = 1e-10 * (np.linalg.norm(matrix, axis=1) * reach + np.abs(offset))
+    values = vertices @ matrix.T + offset
+    parts = [vertices]
+    for unit in np.flatnonzero((values.min(0) < -tolerance) & (values.max(0) > tolerance)):
+        row, c, thin = matrix[unit], offset[unit], tolerance[unit]
+        parts = [side for part in parts for side in _cut(part, part @ row + c, thin)]
+    masks = (matrix @ part.mean(0) + offset > 0 for part in parts)
+    slopes = (np.where(mask, 1.0, negative_slope) for mask in masks)
+    return [_Cell(p, s[:, None] * matrix, s * offset) for p, s in zip(parts, slopes, strict=True)]
+
+
+def _cut(vertices: Array, values: Array, tolerance: float) -> list[Array]:
+    """Cut a convex polygon or segment (Sutherland & Hodgman 1974) where `values` change sign."""
+    values = np.where(np.abs(values) <= tolerance, 0.0, values)
+    if values.min() >= 0 or values.max() <= 0:
+        return [vertices]
+    sides: tuple[list[Array], list[Array]] = [], []
+    for i, (vertex, value) in enumerate(zip(vertices, values, strict=True)):
+        previous = values[i - 1]
+        if min(previous, value) < 0 < max(previous, value):
+            crossing = vertex + value / (value - previous) * (vertices[i - 1] - vertex)
+            sides[0].append(crossing)
+            sides[1].append(crossing)
+        if value >= 0:
+            sides[0].append(vertex)
+        if value <= 0:
+            sides[1].append(vertex)
+    return [np.array(side) for side in sides]
+
+
+def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Walk through a (nested) ``nn.Sequential`` in order, with dotted names."""
+    if type(model).forward is not nn.Sequential.forward:
+        yield prefix, model
+        return
+    for name, child in model.named_children():
+        yield from _layers(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _in_float64(f: Function) -> tuple[Function, Tensor]:
+    """See a module's parameters in float64; also return one of them, for its dtype and device."""
+    reference = torch.empty(0, dtype=torch.float64)
+    if not isinstance(f, nn.Module):
+        return f, reference
+    state = dict(chain(f.named_parameters(), f.named_buffers()))
+    floating = {name: t for name, t in state.items() if t.is_floating_point()}
+    doubled = {**state, **{name: t.double() for name, t in floating.items()}}
+
+    def double(x: Tensor) -> Tensor:
+        with evaluation_mode(f):
+            y: Tensor = functional_call(f, doubled, (x,))
+        return y
+
+    return double, next(iter(floating.values()), reference)
+
+
+def _outputs(f: Function, x: Tensor) -> Tensor:
+    """Send a batch through f, in evaluation mode, and check the answer."""
+    with evaluation_mode(f):
+        y = f(x)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"f must return a tensor, got {type(y).__name__}")
+    if y.shape[:1] != x.shape[:1]:
+        raise ValueError(f"f must keep the batch of {len(x)} rows, got shape {(*y.shape,)}")
+    return y
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Flatten all axes but the batch, in float32 at least."""
+    return x.reshape(len(x), -1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _corners(box: tuple[Bound, Bound] | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Lows and highs of a box in the shape of one input; no box is the whole space."""
+    low, high = (
+        torch.as_tensor(bound, dtype=like.dtype, device=like.device).expand(like.shape)
+        for bound in (box or (-math.inf, math.inf))
+    )
+    if not bool((low < high).all()):
+        raise ValueError(f"box must have its lows below its highs, got {box}")
+    return low, high
