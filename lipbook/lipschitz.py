@@ -80,7 +80,9 @@ def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     if not bool((distances > 0).all()):
         row = int(distances.argmin())
         raise ValueError(f"x1 and x2 must differ in every row, row {row} is the same")
-    return torch.linalg.vector_norm(_rows(_outputs(f, x1) - _outputs(f, x2)), dim=1) / distances
+    changes = torch.linalg.vector_norm(_rows(_outputs(f, x1) - _outputs(f, x2)), dim=1)
+    quotients: Tensor = changes / distances
+    return quotients
 
 
 def lower_bound_from_pairs(f: Function, points: Tensor) -> float:

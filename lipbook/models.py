@@ -6,6 +6,7 @@ Weights come from torch's global generator: call ``torch.manual_seed`` (or the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -164,6 +165,8 @@ def train_classifier(
     ------
     TypeError, ValueError
         If an argument has the wrong type or is out of range.
+    FloatingPointError
+        If the loss ceases to be finite.
 
     Examples
     --------
@@ -192,6 +195,11 @@ def train_classifier(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(
+                    f"training diverged in epoch {epoch}: the loss is {loss.item()}; "
+                    f"lower lr={lr}, or train in float32 (Adam's eps underflows in float16)"
+                )
             total_loss += loss.item() * len(batch)
             total_right += (logits.argmax(1) == labels[batch]).sum().item()
         history.append((epoch, total_loss / len(labels), total_right / len(labels)))
