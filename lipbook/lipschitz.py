@@ -49,8 +49,8 @@ _ISOMETRIES = (
 def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     """``‖f(x₁) - f(x₂)‖ / ‖x₁ - x₂‖`` for each pair of rows: what (3) bounds by C.
 
-    Each is a lower bound of the Lipschitz constant, up to rounding: the differences of near points
-    have few correct digits.
+    Each is a lower bound of the Lipschitz constant, up to rounding: differences of near points have
+    few correct digits, so take f and points in float64 where the last digits count.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     Returns
     -------
     float
-        A lower bound of the Lipschitz constant, up to the rounding of f.
+        A lower bound of the Lipschitz constant, up to rounding (see `difference_quotients`).
 
     Examples
     --------
@@ -325,14 +325,16 @@ def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
     # Probes at three scales: any activation bends between them.
     probes = torch.randn(3, len(unit_vectors), generator=torch.Generator().manual_seed(0))
     probes = probes.to(unit_vectors) * unit_vectors.new_tensor([[1.0], [1e2], [1e4]])
-    inputs = torch.cat([torch.zeros_like(unit_vectors[:1]), probes, unit_vectors])
-    try:
-        images = _outputs(f, inputs.reshape(-1, *input_shape)).flatten(1)
+    probes = torch.cat([torch.zeros_like(probes[:1]), probes])
+    try:  # two batches, lest statistics of the batch pass for constants
+        probed, images = (
+            _outputs(f, x.reshape(-1, *input_shape)).flatten(1) for x in (probes, unit_vectors)
+        )
     except RuntimeError as error:
         raise ValueError(f"input_shape {(*input_shape,)} does not suit {layer}: {error}") from error
-    matrix = (images[4:] - images[0]).T
-    deviation = (images[1:4] - images[0] - probes @ matrix.T).abs()
-    if not bool((deviation <= 1e-9 * (probes.abs() @ matrix.abs().T + images[0].abs())).all()):
+    matrix, offset = (images - probed[0]).T, probed[0]
+    deviation = (probed - offset - probes @ matrix.T).abs()
+    if not bool((deviation <= 1e-9 * (probes.abs() @ matrix.abs().T + offset.abs())).all()):
         raise ValueError(
             f"layer must be affine, {layer} is not; jacobian_norms gives its local constants"
         )
@@ -455,9 +457,12 @@ def layer_product_bound(
     x = torch.zeros(1, *input_shape, dtype=torch.float64, device=_in_float64(model)[1].device)
     for name, layer in _layers(model):
         kind, shape = type(layer), tuple(x.shape[1:])
-        constant = constants.get(name, constants.get(kind))
-        if constant is None:
-            constant = _layer_constant(name, layer, shape)
+        given = constants.get(name, constants.get(kind))
+        constant = (
+            _layer_constant(name, layer, shape)
+            if given is None
+            else check_positive(given, f"constants for layer {name!r}")
+        )
         product *= constant
         rows.append((name, kind.__name__, constant, product))
         try:
