@@ -1,8 +1,8 @@
 """Chapter 2: the norms of a matrix, computed by definition or by decomposition.
 
 Equations (7)–(10) of the article. All functions take a batch of matrices in the last two axes,
-are differentiable, and work on ``W / s`` with a power of two ``s`` near max |w_ij|, so that no
-square overflows or underflows. Half precision is computed in float32 and returned in its own
+are differentiable, and divide W by a power of two first where squares of its entries could
+overflow or underflow. Half precision is computed in float32 and returned in its own
 dtype, in which a norm above 65504 (float16) is inf, as in torch.
 """
 
@@ -15,7 +15,7 @@ from lipbook.validation import check_tensor
 
 
 def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Write each matrix as ``unit * scale`` with a power of two that brings it near 1.
+    """Write each matrix as ``unit * scale`` such that squares and products of `unit` are safe.
 
     Parameters
     ----------
@@ -25,10 +25,19 @@ def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns
     -------
     unit : Tensor, shape (..., m, n)
-        Largest absolute entry in [1, 2), or 0 for a zero matrix. The division is exact, except
-        for entries so much smaller than the largest that they become subnormal.
+        Largest absolute entry between 2⁻¹⁶ and 2¹⁶, or 0 for a zero matrix.
     scale : Tensor, shape (...)
-        A constant for autograd: a norm is homogeneous, so its gradient does not see it.
+        A power of two: dividing by it is exact, except for entries so much smaller than the
+        largest that they become subnormal. It is 1, and `unit` is `matrix`, if all the matrices
+        of the batch are in range already. A constant for autograd: a norm is homogeneous, so
+        its gradient does not see it.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` is no floating-point tensor.
+    ValueError
+        If it has fewer than two axes, no entries, a NaN or an infinity.
 
     Examples
     --------
@@ -39,13 +48,27 @@ def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Traceback (most recent call last):
     ValueError: matrix must have at least 2 axes, got shape (3,)
     """
-    matrix = check_tensor(matrix, "matrix", min_ndim=2)
+    in_range = _in_range(matrix)
+    if not in_range:
+        check_tensor(matrix, "matrix", min_ndim=2)
     if matrix.dtype in (torch.float16, torch.bfloat16):
         matrix = matrix.float()
+    if in_range:
+        return matrix, matrix.new_ones(matrix.shape[:-2])
     largest = matrix.detach().abs().amax(dim=(-2, -1))
     exponent = torch.frexp(largest).exponent - 1
     scale = torch.where(largest > 0, torch.exp2(exponent.to(matrix.dtype)), 1.0)
     return matrix / scale[..., None, None], scale
+
+
+def _in_range(matrix: Tensor) -> bool:
+    """Whether `matrix` is sound and needs no scaling; NaN and infinity fail the comparison."""
+    if not (isinstance(matrix, Tensor) and matrix.is_floating_point()):
+        return False
+    if matrix.ndim < 2 or matrix.numel() == 0:
+        return False
+    smallest, largest = matrix.detach().abs().amax(dim=(-2, -1)).aminmax()
+    return float(smallest) >= 2.0**-16 and float(largest) <= 2.0**16
 
 
 def frobenius_norm(matrix: Tensor) -> Tensor:

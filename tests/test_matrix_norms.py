@@ -151,6 +151,8 @@ def test_split_scale_is_exact():
     unit, scale = split_scale(matrix)
     assert torch.equal(unit * scale[:, None, None], matrix)
     assert ((unit.abs().amax(dim=(1, 2)) >= 1) & (unit.abs().amax(dim=(1, 2)) < 2)).all()
+    ordinary = gaussian(3, 4)
+    assert split_scale(ordinary)[0] is ordinary  # no copy of what needs no scaling
     largest = torch.full((1, 1), torch.finfo(torch.float32).max)
     assert induced_norm(largest) == largest.item()
 

@@ -1,0 +1,511 @@
+"""Chapter 3: the spectral norm of a matrix, iterated, exact, and certified.
+
+`power_iteration` is the article's (13) and (15) for study; `spectral_norm` is the one to use, by
+the Gram matrix, by Golub–Kahan–Lanczos or by SVD; `spectral_norm_bounds` brackets the norm and
+counts its own rounding errors. Batches sit in the leading axes. As in `matrix_norms`, every
+scale is safe, and half precision is computed in float32 and returned in its own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lipbook.matrix_norms import induced_norm, split_scale
+from lipbook.validation import check_count, check_positive, check_tensor
+
+Method = Literal["auto", "gram", "lanczos", "svd"]
+
+_GRAM_LIMIT = 256  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
+_LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
+_UNLUCKY = 0.01  # probability that a start may miss the top vector; see golub_kahan_lanczos
+
+
+class PowerIteration(NamedTuple):
+    """What `power_iteration` returns: the estimate, its vectors, and how it came about."""
+
+    sigma: Tensor  #: shape (...), the last estimate of the norm
+    u: Tensor  #: shape (..., m), unit left vector (0 where the start was lost)
+    v: Tensor  #: shape (..., n), unit right vector (0 where the start was lost)
+    history: Tensor | None  #: shape (n_iterations, ...), the estimate after each iteration
+
+
+class Lanczos(NamedTuple):
+    """What `golub_kahan_lanczos` returns."""
+
+    right: Tensor  #: shape (n,), unit vector that the operator stretches by about its norm
+    tridiagonal: Tensor  #: shape (k, k), float64: its leading blocks hold every earlier estimate
+    converged: bool  #: whether the error bound met `rtol` within `max_steps`
+
+
+class NormBounds(NamedTuple):
+    """A bracket ``lower <= norm <= upper``."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+def power_iteration(
+    matrix: Tensor,
+    n_iterations: int = 5,
+    *,
+    init: Literal["random", "ones"] | Tensor = "random",
+    form: Literal["two-vector", "gram"] = "two-vector",
+    detach: bool = False,
+    generator: torch.Generator | None = None,
+    history: bool = False,
+) -> PowerIteration:
+    r"""Estimate ``‖W‖₂`` from below by power iteration, equations (13)–(15).
+
+    The two-vector form (15) iterates :math:`v \leftarrow W^\top u / \|W^\top u\|`,
+    :math:`u \leftarrow W v / \|W v\|` and ends with :math:`u^\top W v`. The Gram form (13)
+    iterates :math:`x \leftarrow W^\top W x / \|W^\top W x\|` and ends with the root of (14). They
+    are the same iteration half a step apart: (15) from ``u = W x`` gives what (13) gives from x.
+    The relative error falls like :math:`(\sigma_2 / \sigma_1)^{4r}`, and every estimate is a
+    lower bound; a start orthogonal to the top singular vector never finds it.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+        Floating point, finite, not empty.
+    n_iterations : int, default 5
+        The article's r.
+    init : {"random", "ones"} or Tensor, default "random"
+        The start: normal entries, the article's all-ones vector, or a tensor that broadcasts to
+        shape (..., m) for the two-vector form, to (..., n) for the Gram form.
+    form : {"two-vector", "gram"}, default "two-vector"
+        (15) or (13).
+    detach : bool, default False
+        Whether the gradient takes u and v for constants, and so is exactly ``u vᵀ`` (Miyato et
+        al. 2018); otherwise it goes through every step.
+    generator : torch.Generator, optional
+        Source of a random start, on the matrix's device; by default torch's global one.
+    history : bool, default False
+        Whether to keep the estimate of every iteration.
+
+    Returns
+    -------
+    PowerIteration
+        ``sigma, u, v, history`` in the dtype of `matrix`; 0 without NaN where a product vanishes.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` or `init` is no floating-point tensor, or `n_iterations` no integer.
+    ValueError
+        If an entry is not finite, or shape, `init`, `form` or `n_iterations` do not fit.
+
+    Examples
+    --------
+    >>> power_iteration(torch.diag(torch.tensor([3.0, 1.0])), 5, init="ones").sigma
+    tensor(3.)
+    >>> power_iteration(torch.tensor([[1.0], [-1.0]]), init="ones").sigma  # the start is lost
+    tensor(0.)
+    >>> power_iteration(torch.eye(2), 0)
+    Traceback (most recent call last):
+    ValueError: n_iterations must be at least 1, got 0
+    """
+    check_count(n_iterations, "n_iterations")
+    if form not in ("two-vector", "gram"):
+        raise ValueError(f"form must be 'two-vector' (15) or 'gram' (13), got {form!r}")
+    unit, scale = split_scale(matrix)
+    x = _normalize(_start(unit, init, unit.shape[-2 if form == "two-vector" else -1], generator))
+    estimates = []
+    for _ in range(n_iterations):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+            if form == "two-vector":
+                v = _normalize(_apply(unit.mT, x))
+                u = x = _normalize(_apply(unit, v))
+            else:
+                v = x = _normalize(_apply(unit.mT, _apply(unit, x)))
+                u = _normalize(_apply(unit, x))
+        estimates.append(((u * _apply(unit, v)).sum(-1) * scale).to(matrix.dtype))
+    return PowerIteration(
+        estimates[-1],
+        u.to(matrix.dtype),
+        v.to(matrix.dtype),
+        torch.stack(estimates) if history else None,
+    )
+
+
+def article_keras_spectral_norm(kernel: Tensor, n_iterations: int = 5) -> Tensor:
+    """Reproduce the estimate of the article's Keras listing, for study only.
+
+    It reshapes a kernel of Keras's layout to ``(prod(shape[:-1]), shape[-1])`` and runs (15) from
+    the all-ones vector, with Keras's normalization ``x / sqrt(max(Σx², 1e-12))``. That is a lower
+    bound for a dense layer, 0 on ``[[1], [-1]]`` (claim PI4), and for a convolution it is not the
+    operator's norm (PI7): use `spectral_norm` or `convolution.conv_spectral_norm` instead.
+
+    Parameters
+    ----------
+    kernel : Tensor, shape (..., out)
+        Outputs last, as in Keras: a torch convolution needs ``kernel.permute(2, 3, 1, 0)``, a
+        dense layer ``weight.T``. A vector counts as one row, as when it constrains a γ (SP4).
+    n_iterations : int, default 5
+        The article's r.
+
+    Returns
+    -------
+    Tensor, shape ()
+        In the dtype of `kernel`, differentiable through every step.
+
+    Raises
+    ------
+    TypeError
+        If `kernel` is no floating-point tensor, or `n_iterations` no integer.
+    ValueError
+        If `kernel` has no axes, no entries, a NaN or an infinity, or `n_iterations` is below 1.
+
+    Examples
+    --------
+    >>> article_keras_spectral_norm(torch.tensor([[1.0], [-1.0]]))
+    tensor(0.)
+    >>> article_keras_spectral_norm(torch.tensor(1.0))
+    Traceback (most recent call last):
+    ValueError: kernel must have at least 1 axes, got shape ()
+    """
+    check_count(n_iterations, "n_iterations")
+    w = check_tensor(kernel, "kernel", min_ndim=1).reshape(-1, kernel.shape[-1])
+
+    def l2_normalize(x: Tensor) -> Tensor:
+        return x * x.square().sum().clamp(min=1e-12).rsqrt()
+
+    u = w.new_ones(len(w))
+    for _ in range(n_iterations):
+        v = l2_normalize(u @ w)
+        u = l2_normalize(w @ v)
+    return u @ w @ v
+
+
+def golub_kahan_lanczos(
+    matvec: Callable[[Tensor], Tensor],
+    rmatvec: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    rtol: float = 1e-6,
+    max_steps: int | None = None,
+) -> Lanczos:
+    r"""Find the norm of a linear operator A from products with A and its adjoint.
+
+    Lanczos on :math:`A^\top A` (Golub & Kahan 1965), each new vector orthogonalized twice against
+    all the earlier ones: once is not enough, the loss grows like :math:`(α/β)^k`. After k steps
+    the estimate is the best in the Krylov space that k steps of power iteration merely walk
+    through.
+
+    A small residual alone proves *some* singular value, perhaps not the top one. The rule here
+    bounds the error itself. Let θ be the largest Ritz value of :math:`A^\top A`, s its vector in
+    the Lanczos basis, r its residual and z the top right singular vector. The Ritz vector y
+    satisfies :math:`(\sigma^2 - θ)⟨z, y⟩ ≤ r`, and since it is a polynomial of
+    :math:`A^\top A` that is increasing above θ, applied to the start x,
+    :math:`|⟨z, y⟩| ≥ |⟨z, x⟩| / |s_1|`. So :math:`\sigma^2 - θ ≤ r |s_1| / δ` whenever
+    :math:`|⟨z, x⟩| ≥ δ`, which a uniformly random unit x violates with a probability of at most
+    :math:`δ \sqrt{2n/π}`, whatever the operator; it is set to 0.01 (the same argument from the
+    Lanczos polynomials: Hochstenbach 2013). Rounding adds a few units of the dtype.
+
+    Parameters
+    ----------
+    matvec, rmatvec : callable
+        ``x -> A x`` and ``y -> Aᵀ y`` on vectors of any shape; scale A near 1 first.
+    start : Tensor, shape (n,)
+        Random direction in the domain of `matvec`, not 0.
+    rtol : float, default 1e-6
+        Relative accuracy of the norm.
+    max_steps : int, optional
+        Largest dimension of the Krylov space; by default n, where it is the whole space.
+
+    Returns
+    -------
+    Lanczos
+        ``right, tridiagonal, converged``. The norm is ``‖matvec(right)‖``.
+
+    Examples
+    --------
+    >>> matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    >>> found = golub_kahan_lanczos(matrix.mv, matrix.T.mv, torch.ones(3))
+    >>> found.converged, round(matrix.mv(found.right).norm().item(), 5)
+    (True, 3.0)
+    >>> golub_kahan_lanczos(matrix.mv, matrix.T.mv, torch.zeros(3))
+    Traceback (most recent call last):
+    ValueError: start must not be zero
+    """
+    check_positive(rtol, "rtol")
+    length = float(torch.linalg.vector_norm(start))
+    if length == 0:
+        raise ValueError("start must not be zero")
+    n = start.numel()
+    max_steps = n if max_steps is None else min(max_steps, n)
+    likely = _UNLUCKY * math.sqrt(math.pi / (2 * n))
+    rounding = 16 * torch.finfo(start.dtype).eps
+    basis = start.new_empty(min(max_steps + 1, 64), n)
+    basis[0] = start / length
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    next_check = 16
+    for k in range(1, max_steps + 1):
+        if k == len(basis):
+            basis = torch.cat([basis, torch.empty_like(basis)])
+        known = basis[:k]
+        image = rmatvec(matvec(known[-1]))
+        overlap = torch.mv(known, image)
+        image = torch.addmv(image, known.T, overlap, alpha=-1)
+        image = torch.addmv(image, known.T, torch.mv(known, image), alpha=-1)
+        residual = float(torch.linalg.vector_norm(image))
+        diagonal.append(float(overlap[-1]))
+        exhausted = residual <= rounding * max(diagonal) or k == n
+        if k >= next_check or exhausted or k == max_steps:
+            next_check = k + 4
+            theta, ritz = _top_pair_tridiagonal(diagonal, off_diagonal)
+            bound = residual * abs(ritz[-1] * ritz[0]) / likely
+            if exhausted or bound <= 2 * rtol * theta:
+                break
+        off_diagonal.append(residual)
+        torch.div(image, residual, out=basis[k])
+    right = torch.mv(known.T, torch.from_numpy(ritz).to(known))
+    tridiagonal = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+    return Lanczos(
+        right / torch.linalg.vector_norm(right),
+        torch.from_numpy(tridiagonal),
+        exhausted or bound <= 2 * rtol * theta,
+    )
+
+
+def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6) -> Tensor:
+    r"""Compute ``‖W‖₂``, the largest singular value, by the fastest route that is exact.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+        Floating point, finite, not empty.
+    method : {"auto", "gram", "lanczos", "svd"}, default "auto"
+        ``"gram"`` takes the top eigenvector of the smaller Gram matrix, ``"lanczos"`` the one of
+        `golub_kahan_lanczos`, and both end with ``‖Wv‖``, whose error is the square of v's;
+        ``"svd"`` decomposes. ``"auto"`` is Gram up to a shorter side of 256, then Lanczos, and
+        Gram again if Lanczos has not converged after 160 steps.
+    rtol : float, default 1e-6
+        Relative accuracy of Lanczos, reached up to the rounding of the dtype (as are the other
+        two routes) with the probability given there. Its start is drawn from a generator of its
+        own: the result is deterministic, and torch's random state is not touched.
+
+    Returns
+    -------
+    Tensor, shape (...)
+        In the dtype of `matrix`. The gradient is ``u vᵀ``, a subgradient where the top singular
+        value is repeated, and 0 at a zero matrix. Differentiating twice raises a RuntimeError,
+        except with ``method="svd"``.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` is no floating-point tensor, or `rtol` no number.
+    ValueError
+        If `matrix` has fewer than two axes, no entries, a NaN or an infinity, if `method` is
+        unknown or `rtol` not positive.
+
+    Examples
+    --------
+    >>> matrix = torch.tensor([[0.0, 2.0], [0.0, 0.0]], requires_grad=True)
+    >>> sigma = spectral_norm(matrix)
+    >>> sigma
+    tensor(2., grad_fn=...)
+    >>> torch.autograd.grad(sigma, matrix)[0]
+    tensor([[0., 1.],
+            [0., 0.]])
+    >>> spectral_norm(torch.eye(2), method="qr")
+    Traceback (most recent call last):
+    ValueError: method must be 'auto', 'gram', 'lanczos' or 'svd', got 'qr'
+    """
+    check_positive(rtol, "rtol")
+    if method not in ("auto", "gram", "lanczos", "svd"):
+        raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
+    if method == "svd":
+        return induced_norm(matrix, 2)
+    unit, scale = split_scale(matrix)
+    tall = unit if unit.shape[-2] >= unit.shape[-1] else unit.mT
+    if method == "auto":
+        method = "gram" if tall.shape[-1] <= _GRAM_LIMIT else "lanczos"
+        max_steps = _LANCZOS_LIMIT
+    else:
+        max_steps = tall.shape[-1]
+    with torch.no_grad():
+        if method == "gram":
+            right = _top_right_by_gram(tall)
+        else:
+            right = _top_right_by_lanczos(tall, rtol, max_steps)
+    sigma: Tensor = torch.linalg.vector_norm(_apply(first_order(tall), right), dim=-1)
+    return (sigma * scale).to(matrix.dtype)
+
+
+def spectral_norm_bounds(matrix: Tensor, *, n_squarings: int = 10) -> NormBounds:
+    r"""Bracket ``‖W‖₂`` between two numbers that rounding errors cannot make wrong.
+
+    Above: the Gram iteration of Delattre et al. (2023). From :math:`G_0 = W^\top W` it squares
+    :math:`G_{k+1} = G_k^\top G_k`, normalized, and :math:`\|W\|_2 \le \|G_k\|_F^{2^{-k-1}}`,
+    too large by a factor of at most :math:`\mathrm{rank}^{2^{-k-2}}`. Below: ``‖Wx‖ / ‖x‖`` for
+    the longest column x of the last :math:`G_k`, which is power iteration (13) done
+    :math:`2^k` times from the best unit vector. Both are computed in float64 and widened by the
+    a-priori bound of their rounding errors (Higham 2002, §3.1): whatever the order of summation,
+    an inner product of n terms is off by at most :math:`γ_n |x|^\top |y|` with
+    :math:`γ_n = n ε / (1 - n ε)`. (This leaves out norms so small that they are subnormal.)
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+        Floating point, finite, not empty.
+    n_squarings : int, default 10
+        How often the Gram matrix is squared; each costs the cube of the shorter side.
+
+    Returns
+    -------
+    NormBounds
+        ``lower, upper``, each of shape (...), constant for autograd, and in float64: in a
+        narrower dtype the bracket would have to be rounded again.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` is no floating-point tensor, or `n_squarings` no integer.
+    ValueError
+        If `matrix` has fewer than two axes, no entries, a NaN or an infinity, or if
+        `n_squarings` is negative.
+
+    Examples
+    --------
+    >>> lower, upper = spectral_norm_bounds(torch.tensor([[3.0, 0.0], [4.0, 5.0]]))
+    >>> bool(lower <= 45**0.5 <= upper), bool(upper / lower - 1 < 1e-6)
+    (True, True)
+    >>> spectral_norm_bounds(torch.eye(2), n_squarings=-1)
+    Traceback (most recent call last):
+    ValueError: n_squarings must be at least 0, got -1
+    """
+    check_count(n_squarings, "n_squarings", least=0)
+    check_tensor(matrix, "matrix", min_ndim=2)
+    unit, scale = split_scale(matrix.detach().double())
+    tall = unit if unit.shape[-2] >= unit.shape[-1] else unit.mT
+    terms = unit.shape[-2] * unit.shape[-1] + 16  # the longest sum below, and a reserve
+    gamma = terms * 2.0**-53 / (1 - terms * 2.0**-53)
+    factors = []
+    gram = tall
+    for _ in range(n_squarings + 1):
+        factors.append(torch.linalg.matrix_norm(gram, "fro") * (1 + gamma))
+        gram = gram / torch.where(factors[-1] > 0, factors[-1], 1.0)[..., None, None]
+        gram = gram.mT @ gram
+    # The computed Gram matrix C of a G with ‖G‖_F <= 1 is off by at most γ in norm, hence
+    # ‖G‖² <= ‖C‖ + γ: from a bound of the last norm, backwards, to one of the first.
+    upper = torch.linalg.matrix_norm(gram, "fro") * (1 + gamma)
+    for factor in reversed(factors):
+        upper = factor * ((upper + gamma).sqrt() * (1 + gamma) + gamma)
+    longest = torch.linalg.vector_norm(gram, dim=-2).argmax(-1)[..., None, None]
+    x = _normalize(gram.take_along_dim(longest, dim=-1)[..., 0])
+    # ‖Wx‖ is off by at most γ‖W‖_F‖x‖, and ‖x‖ is within γ of 1.
+    stretched = torch.linalg.vector_norm(_apply(tall, x), dim=-1) * (1 - gamma)
+    lower = ((stretched - 2 * gamma * factors[0]) * (1 - 2 * gamma)).clamp(min=0)
+    return NormBounds(lower * scale, upper * scale)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, with a derivative that cannot itself be differentiated."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def first_order(x: Tensor) -> Tensor:
+    """Return `x` such that a second derivative through it raises instead of being wrong.
+
+    ``‖W v‖`` with a constant top vector v has the gradient of ``‖W‖₂``, and not its Hessian.
+    """
+    output: Tensor = _FirstOrder.apply(x)  # type: ignore[no-untyped-call]
+    return output
+
+
+def random_start(n: int, like: Tensor) -> Tensor:
+    """Return a random direction, the same on every device, from a generator of its own."""
+    generator = torch.Generator().manual_seed(0x5EED)
+    return torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    return (matrix @ x[..., None])[..., 0]
+
+
+def _normalize(x: Tensor) -> Tensor:
+    """Scale to unit vectors, and leave 0 where there is nothing to scale."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(norm > 0, norm, 1.0)
+
+
+def _start(
+    unit: Tensor, init: str | Tensor, size: int, generator: torch.Generator | None
+) -> Tensor:
+    shape = (*unit.shape[:-2], size)
+    if isinstance(init, Tensor):
+        check_tensor(init, "init", min_ndim=1)
+        try:
+            start = init.to(unit).expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"init must broadcast to shape {shape}, got shape {tuple(init.shape)}"
+            ) from None
+        if not bool(start.any(-1).all()):
+            raise ValueError("init must not be zero: every product with it would vanish")
+        return split_scale(start[..., None])[0][..., 0]
+    if init == "ones":
+        return unit.new_ones(shape)
+    if init == "random":
+        return torch.randn(shape, generator=generator, dtype=unit.dtype, device=unit.device)
+    raise ValueError(f"init must be 'random', 'ones' or a tensor, got {init!r}")
+
+
+def _top_pair_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Any:
+    """Largest eigenvalue and its vector, shape (k,), of a symmetric tridiagonal matrix."""
+    last = len(diagonal) - 1
+    values, vectors = scipy.linalg.eigh_tridiagonal(
+        np.array(diagonal),
+        np.array(off_diagonal),
+        select="i",
+        select_range=(last, last),
+        check_finite=False,
+    )
+    return values[0], vectors[:, 0]
+
+
+def _top_right_by_gram(tall: Tensor) -> Tensor:
+    """Top right singular vectors, shape (..., n), from the eigenvectors of ``WᵀW``."""
+    gram = tall.mT @ tall
+    if gram.ndim > 2 or gram.is_cuda:
+        vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+        return vectors[..., -1]
+    # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
+    n = len(gram)
+    syevr = scipy.linalg.get_lapack_funcs("syevr", (gram.numpy(),))
+    _, eigenvectors, _, _, info = syevr(gram.numpy(), range="I", il=n, iu=n, overwrite_a=1)
+    if info != 0:  # pragma: no cover
+        raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
+    return torch.from_numpy(eigenvectors[:, 0])
+
+
+def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
+    """Top right singular vectors, shape (..., n), one matrix of the batch after the other."""
+    if tall.ndim > 2:
+        return torch.stack([_top_right_by_lanczos(one, rtol, max_steps) for one in tall])
+    found = golub_kahan_lanczos(
+        tall.mv,
+        tall.mT.mv,
+        random_start(tall.shape[-1], like=tall),
+        rtol=rtol,
+        max_steps=max_steps,
+    )
+    return found.right if found.converged else _top_right_by_gram(tall)
