@@ -1,0 +1,30 @@
+"""What holds for every test: repeatable examples, and what nbval is told about the chapters."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+from nbval.plugin import IPyNbFile
+
+# The same examples on every run: a red test stays red until it is mended. Times are not judged.
+hypothesis.settings.register_profile("lipbook", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("lipbook")
+
+#: What ``myst_nb.glue`` stores for the prose: measured numbers, which differ in their last digits
+#: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
+GLUED = "application/papermill.record/text/plain"
+
+# Sphinx imports its extensions; `--doctest-modules` has nothing to look for in them.
+collect_ignore = ["book/_ext"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Have nbval leave the numbers glued into the prose alone."""
+    collectors = yield
+    for collector in collectors:
+        if isinstance(collector, IPyNbFile):
+            collector.skip_compare += (GLUED,)
+    return collectors
