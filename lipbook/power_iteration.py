@@ -194,10 +194,10 @@ def golub_kahan_lanczos(
 ) -> Lanczos:
     r"""Find the norm of a linear operator A from products with A and its adjoint.
 
-    Lanczos on :math:`A^\top A` (Golub & Kahan 1965), each new vector orthogonalized twice against
-    all the earlier ones: once is not enough, the loss grows like :math:`(α/β)^k`. After k steps
-    the estimate is the best in the Krylov space that k steps of power iteration merely walk
-    through.
+    Lanczos on :math:`A^\top A` (Golub & Kahan 1965). Each new vector is orthogonalized against the
+    last two, as exact arithmetic would have it, and then against all the earlier ones; in a
+    single sweep the rounding errors would grow like :math:`(α/β)^k`. After k steps the estimate
+    is the best in the Krylov space that k steps of power iteration merely walk through.
 
     A small residual alone proves *some* singular value, perhaps not the top one. The rule here
     bounds the error itself. Let θ be the largest Ritz value of :math:`A^\top A`, s its vector in
@@ -253,8 +253,8 @@ def golub_kahan_lanczos(
             basis = torch.cat([basis, torch.empty_like(basis)])
         known = basis[:k]
         image = rmatvec(matvec(known[-1]))
-        overlap = torch.mv(known, image)
-        image = torch.addmv(image, known.T, overlap, alpha=-1)
+        overlap = torch.mv(known[-2:], image)
+        image = torch.addmv(image, known[-2:].T, overlap, alpha=-1)
         image = torch.addmv(image, known.T, torch.mv(known, image), alpha=-1)
         residual = float(torch.linalg.vector_norm(image))
         diagonal.append(float(overlap[-1]))
@@ -490,7 +490,7 @@ def _top_right_by_gram(tall: Tensor) -> Tensor:
         return vectors[..., -1]
     # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
     n = len(gram)
-    syevr = scipy.linalg.get_lapack_funcs("syevr", (gram.numpy(),))
+    syevr: Any = scipy.linalg.get_lapack_funcs("syevr", (gram.numpy(),))
     _, eigenvectors, _, _, info = syevr(gram.numpy(), range="I", il=n, iu=n, overwrite_a=1)
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
