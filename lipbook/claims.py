@@ -90,12 +90,10 @@ class Evidence:
     @property
     def interval(self) -> tuple[float, float]:
         """The value twice, or Student's 95 % confidence interval of the mean over seeds."""
+        if len(set(self.values)) == 1:  # exactly that value: the mean's rounding would move it
+            return self.values[0], self.values[0]
         mean = math.fsum(self.values) / len(self.values)
-        if len(self.values) == 1:
-            return mean, mean
         error = float(stats.sem(self.values))
-        if error == 0.0:
-            return mean, mean
         low, high = stats.t.interval(_CONFIDENCE, len(self.values) - 1, loc=mean, scale=error)
         return float(low), float(high)
 
