@@ -27,12 +27,12 @@ def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever `start` sets
         monkeypatch.delenv(name)
     monkeypatch.setattr(runtime, "_current", None)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     threads = torch.get_num_threads()
     with threadpool_limits(None):
         yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode(deterministic)
 
 
 @pytest.fixture
