@@ -183,7 +183,7 @@ def start(
     torch.set_num_threads(threads)
     # cuBLAS reads this when it starts; without it, deterministic mode refuses matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # As use_deterministic_algorithms(warn_only=True), which imports the compiler: a second each time.
+    # As use_deterministic_algorithms(warn_only=True), which takes a second to import the compiler.
     torch.set_deterministic_debug_mode("warn")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
