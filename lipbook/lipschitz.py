@@ -367,13 +367,13 @@ def activation_constant(activation: nn.Module) -> float:
     """
     f, reference = _in_float64(activation)
     grid = torch.linspace(-10, 10, 20_001, dtype=torch.float64, device=reference.device).sinh()
-    values = _outputs(f, grid.clone()).detach()
-    if values.shape != grid.shape or not values[::2].allclose(_outputs(f, grid[::2].clone())):
+    values = f(grid.clone()).detach()
+    if values.shape != grid.shape or not values[::2].allclose(f(grid[::2].clone())):
         raise TypeError(f"activation must work element by element, {activation} does not")
     constant, x = 0.0, grid
     for _ in range(5):
         x.requires_grad_()
-        slopes = torch.autograd.grad(_outputs(f, x.clone()).sum(), x)[0].abs()
+        slopes = torch.autograd.grad(f(x.clone()).sum(), x)[0].abs()
         top = int(slopes.argmax())
         constant = max(constant, slopes[top].item())
         low, high = x[max(top - 1, 0)].item(), x[min(top + 1, len(x) - 1)].item()
