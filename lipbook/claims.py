@@ -125,8 +125,11 @@ class Evidence:
     def formatted(self) -> str:
         """The value, or the mean with the half-width of its interval."""
         low, high = self.interval
-        middle = f"{(low + high) / 2:.4g}"
-        return middle if len(self.values) == 1 else f"{middle} ± {(high - low) / 2:.2g}"
+        middle, half = (low + high) / 2, (high - low) / 2
+        if half == 0.0:
+            return f"{middle:.4g}"
+        decimals = max(0, 1 - math.floor(math.log10(half)))  # two digits of the half-width
+        return f"{middle:.{decimals}f} ± {half:.{decimals}f}"
 
     def __str__(self) -> str:
         within = f" within {self.tolerance:.2g}" if self.relation == "≈" else ""
@@ -167,7 +170,7 @@ def above(quantity: str, value: Any, bound: float) -> Evidence:
     Examples
     --------
     >>> print(above("share flipped", [0.91, 0.95, 0.93], 0.5))
-    share flipped: 0.93 ± 0.05 > 0.5 (3 of 3 seeds)
+    share flipped: 0.930 ± 0.050 > 0.5 (3 of 3 seeds)
     """
     return Evidence(quantity, _values(value), ">", float(bound))
 

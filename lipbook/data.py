@@ -19,6 +19,10 @@ class LabelledData(NamedTuple):
     inputs: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device | str) -> LabelledData:
+        """Return the same data on `device`."""
+        return LabelledData(self.inputs.to(device), self.labels.to(device))
+
 
 class Splits(NamedTuple):
     """Three disjoint parts of one data set."""
@@ -26,6 +30,16 @@ class Splits(NamedTuple):
     train: LabelledData
     validation: LabelledData
     test: LabelledData
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Return the same parts on `device`.
+
+        Examples
+        --------
+        >>> split(digits()).to("cpu").test.inputs.device
+        device(type='cpu')
+        """
+        return Splits(*(part.to(device) for part in self))
 
 
 def digits(*, flat: bool = True) -> LabelledData:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -121,16 +122,16 @@ def band(ax: Axes, x: ArrayLike, runs: ArrayLike, *, label: str, **line: Any) ->
 
 
 def image_row(
-    images: Tensor | Sequence[Any], titles: Sequence[str], *, signed: bool = False
+    images: Tensor | Sequence[Any], titles: Sequence[str], *, signed: Sequence[int] = ()
 ) -> Figure:
-    """Show grey images side by side on one common scale, each under its title.
+    """Show grey images side by side on one scale from 0 to 1, each under its title.
 
     Parameters
     ----------
     images : Tensor or sequence, shape (n, height, width)
     titles : sequence of str, length n
-    signed : bool, default False
-        Centre the scale at zero and use the diverging map.
+    signed : sequence of int, default ()
+        Which of them hold signed values: those get the diverging map, centred at zero.
 
     Raises
     ------
@@ -152,13 +153,53 @@ def image_row(
         raise ValueError(
             f"images and titles must pair up, got {len(images)} images and {len(titles)} titles"
         )
-    arrays = [np.asarray(image) for image in images]
-    high = max(float(np.abs(array).max()) for array in arrays)
-    low = -high if signed else min(float(array.min()) for array in arrays)
     figure: Figure
-    figure, axes = panels(len(arrays), size=(1.7, 2.0))
-    for ax, array, title in zip(axes, arrays, titles, strict=True):
-        ax.imshow(array, cmap=DIVERGING if signed else "gray", vmin=low, vmax=high)
+    figure, axes = panels(len(images), size=(1.7, 2.0))
+    for i, (ax, image, title) in enumerate(zip(axes, images, titles, strict=True)):
+        array = np.asarray(image)
+        reach = float(np.abs(array).max()) if i in signed else 1.0
+        low, cmap = (-reach, DIVERGING) if i in signed else (0.0, "gray")
+        ax.imshow(array, cmap=cmap, vmin=low, vmax=reach)
         ax.set_title(title, fontsize=10)
         ax.set_axis_off()
     return figure
+
+
+def polygons(ax: Axes, regions: Sequence[ArrayLike], values: ArrayLike, *, label: str) -> None:
+    """Colour polygons of the plane by a value each, with a colour bar.
+
+    Parameters
+    ----------
+    ax : Axes
+    regions : sequence of array_like, each of shape (n_vertices, 2)
+        The vertices of each polygon, in order.
+    values : array_like, shape (len(regions),)
+    label : str
+        What the colour means, with its unit.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many values as polygons.
+
+    Examples
+    --------
+    >>> figure, axes = panels(1)
+    >>> polygons(axes[0], [[(0, 0), (1, 0), (0, 1)]], [2.0], label="slope")
+    >>> polygons(axes[0], [[(0, 0), (1, 0), (0, 1)]], [2.0, 3.0], label="slope")
+    Traceback (most recent call last):
+    ValueError: regions and values must pair up, got 1 regions and values of shape (2,)
+    >>> plt.close(figure)
+    """
+    values = np.asarray(values)
+    if values.shape != (len(regions),):
+        raise ValueError(
+            "regions and values must pair up, "
+            f"got {len(regions)} regions and values of shape {values.shape}"
+        )
+    drawn = PolyCollection(
+        [np.asarray(region) for region in regions], array=values, edgecolor="face"
+    )
+    ax.add_collection(drawn)
+    ax.figure.colorbar(drawn, ax=ax, label=label)
+    ax.grid(visible=False)

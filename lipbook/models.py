@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import trange
+from tqdm import trange
 
 from lipbook.validation import check_count, check_positive, check_tensor
 
