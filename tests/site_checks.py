@@ -1,0 +1,284 @@
+"""What is wrong with a built site: every check returns its complaints, one line each.
+
+The tests run the checks on the site as it is and, as negative controls, on copies that were
+damaged on purpose. The first half reads the files; the second half opens a page in a browser.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import Browser, Locator, Page
+
+_HERE = ("", "file", "data", "blob", "about")
+_HOSTS = re.compile(r"\bcdn\.|cdnjs|bootstrapcdn|jsdelivr|unpkg|googleapis|gstatic", re.IGNORECASE)
+_MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|private)/\w|file://")
+
+
+def pages(site: Path) -> list[Path]:
+    """Return every page of a site; the theme keeps HTML under ``_static`` that is none."""
+    found = (path for path in site.rglob("*.html") if "_static" not in path.parts)
+    return sorted(found)
+
+
+@functools.cache
+def parsed(page: Path) -> BeautifulSoup:
+    """Return the tree of a page."""
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+def broken_links(page: Path) -> list[str]:
+    """Follow every address on a page that stays inside the site, anchors too."""
+    site = next(folder for folder in page.parents if (folder / "searchindex.js").exists())
+    complaints = []
+    for tag, address in _addresses(page):
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc:
+            continue
+        # Not resolve(): a damaged copy of a site is made of symbolic links.
+        path = os.path.normpath(page.parent / unquote(parts.path)) if parts.path else page
+        target = Path(path)
+        if not (target.is_relative_to(site) and target.is_file()):
+            complaints.append(f"<{tag.name}> leads to {address}, which is no file of the site")
+        elif parts.fragment and unquote(parts.fragment) not in _ids(target):
+            complaints.append(f"<{tag.name}> leads to {address}, which has no such anchor")
+    return complaints
+
+
+def foreign_addresses(page: Path) -> list[str]:
+    """Find what a page would load from elsewhere, and links that are not https."""
+    complaints = []
+    for tag, address in _addresses(page):
+        parts = urlsplit(address)
+        if parts.scheme in _HERE and not parts.netloc:
+            continue
+        if tag.name != "a":
+            complaints.append(f"<{tag.name}> loads {address}")
+        elif parts.scheme not in ("https", "mailto"):
+            complaints.append(f"a link leads to {address}; use https")
+    text = page.read_text(encoding="utf-8")
+    complaints += [f"names a host of scripts: {hit}" for hit in _around(_HOSTS, text)]
+    loaded = parsed(page).select('script[src*="thebe"], link[href*="thebe"]')
+    return complaints + [f"loads thebe: {tag}" for tag in loaded]
+
+
+def machine_paths(path: Path) -> list[str]:
+    """Find absolute paths of the machine that built the site."""
+    text = path.read_text(encoding="utf-8")
+    return [f"shows a path of one machine: {hit}" for hit in _around(_MACHINE_PATH, text)]
+
+
+def heading_faults(page: Path) -> list[str]:
+    """Ask for exactly one first-level heading in the text."""
+    titles = [title.get_text() for title in _article(page).select("h1")]
+    return [] if len(titles) == 1 else [f"has {len(titles)} first-level headings: {titles}"]
+
+
+def picture_faults(page: Path) -> list[str]:
+    """Ask each picture for an alternative text and a caption, each input for a name."""
+    article, complaints = _article(page), []
+    for image in article.select("img"):
+        source, alt = str(image.get("src"))[:80], str(image.get("alt", "")).strip()
+        if len(alt) < 20:
+            complaints.append(f"{source} has the alt text {alt!r}: say what is seen")
+        if image.find_parent("figure") is None and image.find_parent(class_="sd-card") is None:
+            complaints.append(f"{source} stands in no figure, so it has no caption")
+    for figure in article.select("figure"):
+        # A numbered figure has "Fig. 1" in its caption even if nobody wrote one.
+        caption = figure.select_one(
+            "figcaption .caption-text, figcaption:not(:has(.caption-number))"
+        )
+        if caption is None or not caption.get_text(strip=True):
+            complaints.append(f"figure {figure.get('id')!r} has no caption")
+    labels = {str(label.get("for")) for label in article.select("label")}
+    inputs = article.select("input:not([aria-label], [title], label *)")
+    unnamed = [entry for entry in inputs if str(entry.get("id")) not in labels]
+    return complaints + [f"{entry} has no label" for entry in unnamed]
+
+
+def doubled_backslashes(page: Path) -> list[str]:
+    r"""Find formulas in which ``\\lVert`` breaks the line and then says "lVert"."""
+    sources = (formula.get_text() for formula in parsed(page).select(".math"))
+    hits = (hit for source in sources for hit in _around(re.compile(r"\\\\[A-Za-z]"), source))
+    return [f"has a doubled backslash in a formula: {hit}" for hit in hits]
+
+
+def unanswered_exercises(page: Path) -> list[str]:
+    """Ask each exercise for a solution that points back to it."""
+    article = _article(page)
+    answered = {str(link.get("href")) for link in article.select(".solution .admonition-title a")}
+    exercises = [str(exercise.get("id")) for exercise in article.select(".exercise")]
+    return [f"exercise {id_} has no solution" for id_ in exercises if f"#{id_}" not in answered]
+
+
+def _around(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    for match in pattern.finditer(text):
+        yield repr(text[max(match.start() - 30, 0) : match.end() + 30])
+
+
+@functools.cache
+def _ids(page: Path) -> frozenset[str]:
+    return frozenset(str(tag["id"]) for tag in parsed(page).select("[id]"))
+
+
+def _article(page: Path) -> Tag:
+    article = parsed(page).select_one("article")
+    assert article is not None, f"{page} has no article"
+    return article
+
+
+def _addresses(page: Path) -> Iterator[tuple[Tag, str]]:
+    for tag in parsed(page).select("[href], [src], [poster], [action]"):
+        for name in ("href", "src", "poster", "action"):
+            if tag.has_attr(name):
+                yield tag, str(tag[name])
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The complaints that one visit of a page in a browser brought up, by kind."""
+
+    requests: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+    formulas: list[str] = field(default_factory=list)
+    width: list[str] = field(default_factory=list)
+    solutions: list[str] = field(default_factory=list)
+    theme: list[str] = field(default_factory=list)
+    contrast: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def opened(browser: Browser, address: str) -> Iterator[tuple[Page, Visit]]:
+    """Open an address; what it asks for and complains of fills the visit until it is left.
+
+    The context is off line: a request that would leave is seen and refused.
+    """
+    visit = Visit()
+    context = browser.new_context(offline=True, color_scheme="light")
+    try:
+        page = context.new_page()
+        page.on("request", lambda request: _note_request(visit, request.url))
+        page.on("console", lambda message: _note_message(visit, message.type, message.text))
+        page.on("pageerror", lambda error: visit.console.append(f"uncaught: {error}"))
+        page.goto(address)
+        yield page, visit
+    finally:
+        context.close()
+
+
+def look_at(browser: Browser, path: Path) -> Visit:
+    """Load a page once and try everything on it that a reader could."""
+    with opened(browser, path.as_uri()) as (page, visit):
+        page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
+        visit.formulas.extend(page.evaluate(_FORMULAS))
+        page.set_viewport_size({"width": 400, "height": 800})
+        visit.width.extend(page.evaluate(_TOO_WIDE))
+        page.set_viewport_size({"width": 1280, "height": 800})
+        for solution in page.locator(".solution").all():
+            visit.solutions.extend(_solution_faults(solution))
+        visit.contrast.extend(page.evaluate(_FAINT))
+        visit.theme.extend(_theme_faults(page))
+        visit.contrast.extend(page.evaluate(_FAINT))
+    return visit
+
+
+def _note_request(visit: Visit, address: str) -> None:
+    if urlsplit(address).scheme not in _HERE:
+        visit.requests.append(f"asks for {address}")
+
+
+def _note_message(visit: Visit, kind: str, text: str) -> None:
+    if kind in ("error", "warning"):
+        visit.console.append(f"{kind}: {text}")
+
+
+def _solution_faults(solution: Locator) -> Iterator[str]:
+    name = solution.get_attribute("id")
+    content = solution.locator("> :not(.admonition-title)").first
+    if content.is_visible():
+        yield f"solution {name!r} is not hidden"
+    solution.locator("> .admonition-title").click(position={"x": 5, "y": 5})
+    if not content.is_visible():
+        yield f"solution {name!r} does not open"
+
+
+def _theme_faults(page: Page) -> Iterator[str]:
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    theme = "() => document.documentElement.dataset.theme"
+    if page.evaluate(theme) != "light":
+        yield "is not light at first"
+    light = page.evaluate(background)
+    button = page.locator(".theme-switch-button").first
+    for _ in range(2):  # light, as the system has it, dark
+        button.click()
+        if page.evaluate(theme) == "dark":
+            break
+    else:
+        yield "does not get dark by its button"
+    if page.evaluate(background) == light:
+        yield "has the same background in dark"
+
+
+# MathJax marks what it could not read, in the picture and again in the text for screen readers.
+# What it never saw keeps its dollars or macros in the text; code may have them.
+_FORMULAS = r"""() => {
+  const complaints = new Set();
+  for (const node of document.querySelectorAll("[data-mjx-error]"))
+    complaints.add("cannot be set: " + node.dataset.mjxError);
+  for (const node of document.querySelectorAll(".math:not(:has(mjx-container))"))
+    complaints.add("was not set: " + node.textContent.slice(0, 80));
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest("script, style, pre, code, noscript, .math")) continue;
+    if (/\$|\\[(\[]|\\[A-Za-z]{2}/.test(node.data))
+      complaints.add("is left as text: " + node.data.trim().slice(0, 80));
+  }
+  return [...complaints];
+}"""
+
+_TOO_WIDE = """() => {
+  const excess = document.documentElement.scrollWidth - innerWidth;
+  return excess > 0 ? [`is ${excess} px too wide for a telephone`] : [];
+}"""
+
+# The contrast of text with what it stands on, as WCAG 2 defines it; its level AA asks for 4.5, and
+# for 3 from 24 px on. Highlighted code has the colours of its style.
+_FAINT = r"""() => {
+  const colour = (text) => text.match(/[\d.]+/g).map(Number);
+  const blend = (above, below) => {
+    const opacity = above[3] ?? 1;
+    return below.map((value, i) => opacity * above[i] + (1 - opacity) * value);
+  };
+  const ground = (node) => node === null ? [255, 255, 255] :
+    blend(colour(getComputedStyle(node).backgroundColor), ground(node.parentElement));
+  const luminance = (channels) => {
+    const [r, g, b] = channels.map((value) => value / 255).map((value) =>
+      value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const theme = document.documentElement.dataset.theme;
+  const complaints = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.data.trim();
+    const node = walker.currentNode.parentElement;
+    if (!text || !node.closest("article") || !node.checkVisibility({visibilityProperty: true}) ||
+        node.closest("pre, form, mjx-container, .headerlink")) continue;
+    const style = getComputedStyle(node);
+    const below = ground(node);
+    const [dark, light] = [below, blend(colour(style.color), below)].map(luminance).sort();
+    const contrast = (light + 0.05) / (dark + 0.05);
+    if (contrast < (parseFloat(style.fontSize) < 24 ? 4.5 : 3))
+      complaints.add(`is faint in ${theme} (${contrast.toFixed(1)}): ${text.slice(0, 60)}`);
+  }
+  return [...complaints];
+}"""

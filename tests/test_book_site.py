@@ -1,0 +1,313 @@
+"""The built site, as a reader meets it: read as files, and in a real browser without network.
+
+Every check is also run on a page that was damaged on purpose, and has to complain of it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import site_checks
+import yaml
+
+from workflow.project import BOOK, ROOT, SITE, chapters, source
+from workflow.stage import repository_url, stage
+
+PAGES = [page.relative_to(SITE).as_posix() for page in site_checks.pages(SITE)]
+TEXTS = [name for name in PAGES if name.startswith(f"{BOOK.name}/")]
+# index.html only sends the reader on; the search test goes through it.
+VISITED = [name for name in PAGES if name != "index.html"]
+#: Chapters that are announced but not written. The mark is strict: writing one ends its stay here.
+STUBS = {"01_lipschitz_constraint"}
+REPOSITORY = "https://github.com/someone/lipbook"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    if not (SITE / "index.html").exists():
+        pytest.fail("there is no site: run `make book` first")
+
+
+def test_no_page_is_missing():
+    expected = {f"{BOOK.name}/{chapter}.html" for chapter in chapters()}
+    expected |= {f"{BOOK.name}/{name}.html" for name in ("index", "ledger", "errata", "glossary")}
+    assert expected <= set(PAGES)
+
+
+# The site as files.
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "check",
+    [site_checks.broken_links, site_checks.foreign_addresses, site_checks.machine_paths],
+)
+def test_page(name, check):
+    assert check(SITE / name) == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(
+    "check",
+    [
+        site_checks.heading_faults,
+        site_checks.picture_faults,
+        site_checks.doubled_backslashes,
+        site_checks.unanswered_exercises,
+    ],
+)
+def test_text(name, check):
+    assert check(SITE / name) == []
+
+
+def test_nothing_offered_beside_the_pages_shows_a_machine_path():
+    beside = [path for path in (SITE / "_sources").rglob("*") if path.is_file()]
+    assert beside
+    complaints = [site_checks.machine_paths(path) for path in (*beside, SITE / "searchindex.js")]
+    assert not any(complaints), complaints
+
+
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(name in STUBS, reason="a stub"))
+        for name in chapters()
+    ],
+)
+def test_chapter_has_exercises(chapter):
+    assert 'class="exercise' in (SITE / BOOK.name / f"{chapter}.html").read_text(encoding="utf-8")
+
+
+# The site in a browser: one visit a page, whose complaints the tests share.
+
+
+@pytest.fixture(scope="module", params=VISITED)
+def visit(request, browser):
+    return site_checks.look_at(browser, SITE / request.param)
+
+
+def test_no_request_leaves(visit):
+    assert visit.requests == []
+
+
+def test_console_is_silent(visit):
+    assert visit.console == []
+
+
+def test_formulas_are_set(visit):
+    assert visit.formulas == []
+
+
+def test_fits_a_telephone(visit):
+    assert visit.width == []
+
+
+def test_solutions_are_hidden_and_open(visit):
+    assert visit.solutions == []
+
+
+def test_theme_turns_dark(visit):
+    assert visit.theme == []
+
+
+def test_text_stands_out_in_light_and_dark(visit):
+    assert visit.contrast == []
+
+
+def search(browser, term):
+    """Search as a reader does, from the first page; return what was found and the complaints."""
+    with site_checks.opened(browser, (SITE / "index.html").as_uri()) as (page, visit):
+        page.wait_for_url("**/book/index.html")
+        page.keyboard.press("Control+k")
+        page.locator("dialog[open] input[type=search]").fill(term)
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => /found|did not match/.test(document.body.innerText)")
+        links = page.locator("#search-results li a")
+        found = [link.get_attribute("href") for link in links.all()]
+        if found:
+            links.first.click()
+            page.wait_for_load_state()
+            assert term.lower() in page.locator("article").inner_text().lower()
+    return found, visit
+
+
+def test_search_finds_a_term_in_a_chapter(browser):
+    found, visit = search(browser, "Lipschitz")
+    assert any(chapter in address for address in found for chapter in chapters())
+    assert visit.requests + visit.console == []
+
+
+def test_search_finds_nothing_where_nothing_is(browser):
+    found, _ = search(browser, "qwertzuiop")
+    assert found == []
+
+
+# Negative controls: a page that was damaged has its check complain.
+
+
+@pytest.fixture
+def damage(tmp_path):
+    """Return a function that adds to a page with formulas, in a copy of the site."""
+    with_formulas = [SITE / n for n in TEXTS if "tex-svg" in (SITE / n).read_text(encoding="utf-8")]
+    page = min(with_formulas, key=lambda path: path.stat().st_size)
+    shutil.copytree(SITE, tmp_path / "site", copy_function=os.symlink)
+    copy = tmp_path / "site" / page.relative_to(SITE)
+
+    def damaged(addition):
+        text = page.read_text(encoding="utf-8")
+        assert text.count("</article>") == 1
+        copy.unlink()
+        copy.write_text(text.replace("</article>", f"{addition}</article>"), encoding="utf-8")
+        return copy
+
+    return damaged
+
+
+ALT = "A picture of something, told in words"
+
+
+@pytest.mark.parametrize(
+    ("check", "addition", "complaint"),
+    [
+        ("broken_links", '<a href="nowhere.html">x</a>', "no file of the site"),
+        ("broken_links", '<a href="#nowhere">x</a>', "no such anchor"),
+        ("broken_links", '<a href="index.html#nowhere">x</a>', "no such anchor"),
+        ("broken_links", '<a href="../../outside.html">x</a>', "no file of the site"),
+        ("broken_links", '<img src="nowhere.png">', "no file of the site"),
+        ("foreign_addresses", '<img src="https://example.org/a.png">', "<img> loads"),
+        ("foreign_addresses", '<img src="//example.org/a.png">', "<img> loads"),
+        ("foreign_addresses", '<link rel="stylesheet" href="https://example.org/a.css">', "<link>"),
+        ("foreign_addresses", '<a href="http://example.org">x</a>', "use https"),
+        ("foreign_addresses", "<script>load('https://cdn.example.org/a.js')</script>", "host"),
+        ("foreign_addresses", '<script src="../_static/sphinx-thebe.js"></script>', "thebe"),
+        ("machine_paths", "<pre>File '/home/somebody/book/a.py'</pre>", "/home/somebody"),
+        ("machine_paths", "<pre>/work/main/lipbook/a.py</pre>", "/work/main"),
+        ("heading_faults", "<h1>Another title</h1>", "2 first-level headings"),
+        ("picture_faults", '<img src="a.png">', "alt text ''"),
+        ("picture_faults", '<img src="a.png" alt="a plot">', "alt text 'a plot'"),
+        ("picture_faults", f'<img src="a.png" alt="{ALT}">', "stands in no figure"),
+        ("picture_faults", f'<figure><img src="a.png" alt="{ALT}"></figure>', "has no caption"),
+        (
+            "picture_faults",
+            '<figure><figcaption><span class="caption-number">Fig. 1</span></figcaption></figure>',
+            "has no caption",
+        ),
+        ("picture_faults", '<input type="range">', "has no label"),
+        ("doubled_backslashes", r'<span class="math">\(\\lVert x\)</span>', "doubled backslash"),
+        ("unanswered_exercises", '<div class="exercise" id="ex"></div>', "exercise ex has no"),
+    ],
+)
+def test_damage_is_seen_in_the_file(damage, check, addition, complaint):
+    complaints = getattr(site_checks, check)(damage(addition))
+    assert any(complaint in line for line in complaints), complaints
+
+
+UNOPENED = (
+    '<div class="solution admonition" id="s"><p class="admonition-title">x</p>'
+    '<p style="display: none">y</p></div>'
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "addition", "complaint"),
+    [
+        ("formulas", r'<span class="math">\(\undefinedmacro\)</span>', r"\undefinedmacro"),
+        ("formulas", '<span class="math">x</span>', "was not set: x"),
+        ("formulas", '<p class="mathjax_ignore">$$x$$</p>', "left as text: $$x$$"),
+        ("formulas", r'<p class="mathjax_ignore">\(x\)</p>', r"left as text: \(x\)"),
+        ("formulas", r"<p>\sigma</p>", r"left as text: \sigma"),
+        ("requests", f'<img src="https://example.org/a.png" alt="{ALT}">', "https://example.org"),
+        ("requests", "<script>fetch('https://example.org/a')</script>", "https://example.org"),
+        ("console", "<script>console.error('a slip')</script>", "error: a slip"),
+        ("console", "<script>console.warn('a slip')</script>", "warning: a slip"),
+        ("console", "<script>throw new Error('a slip')</script>", "uncaught: a slip"),
+        ("console", '<img src="nowhere.png">', "ERR_FILE_NOT_FOUND"),
+        ("width", '<div style="width: 900px">x</div>', "too wide"),
+        (
+            "solutions",
+            '<div class="solution admonition"><p class="admonition-title">x</p><p>y</p></div>',
+            "is not hidden",
+        ),
+        ("solutions", UNOPENED, "does not open"),
+        ("contrast", '<p style="color: #999">x</p>', "faint in light"),
+        ("contrast", '<p style="color: #333">x</p>', "faint in dark"),
+        (
+            "theme",
+            "<script>addEventListener('click', e => e.stopImmediatePropagation(), true)</script>",
+            "does not get dark",
+        ),
+    ],
+)
+def test_damage_is_seen_in_the_browser(damage, browser, kind, addition, complaint):
+    visit = site_checks.look_at(browser, damage(addition))
+    assert any(complaint in line for line in getattr(visit, kind)), visit
+
+
+def test_no_damage_is_seen_where_none_was_done(damage, browser):
+    solution = (
+        '<div class="exercise" id="ex"></div><div class="solution dropdown admonition">'
+        '<p class="admonition-title">Solution to <a href="#ex">1</a></p><p>y</p></div>'
+    )
+    figure = (
+        f'<figure><img src="../_static/plus.png" alt="{ALT}"><figcaption>x</figcaption></figure>'
+    )
+    page = damage(rf'{solution}{figure}<span class="math">\(x\)</span><pre>$x$</pre>')
+    assert site_checks.look_at(browser, page) == site_checks.Visit()
+    assert site_checks.unanswered_exercises(page) == site_checks.picture_faults(page) == []
+
+
+# With the repository's address known, pages can be edited and launched; without, no dead link.
+
+
+def launch_links(page):
+    """Return the addresses outside of the site that the buttons above a page lead to."""
+    buttons = site_checks.parsed(page).select(".article-header-buttons a[href^='https:']")
+    return [button["href"] for button in buttons]
+
+
+def test_launch_buttons_appear_if_the_address_is_known():
+    page = SITE / BOOK.name / f"{chapters()[0]}.html"
+    assert bool(launch_links(page)) == bool(repository_url())
+
+
+def test_staged_settings_follow_the_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("LIPBOOK_BRANCH", raising=False)
+    stage([], tmp_path / "local")
+    stage([], tmp_path / "known", REPOSITORY)
+    given, local, known = (
+        yaml.safe_load((folder / "_config.yml").read_text(encoding="utf-8"))
+        for folder in (ROOT, tmp_path / "local", tmp_path / "known")
+    )
+    assert local == given
+    assert "repository" not in local
+    assert known["repository"]["url"] == REPOSITORY
+    assert known["html"]["use_edit_page_button"]
+    assert known["launch_buttons"] == {
+        **given["launch_buttons"],
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+    }
+
+
+def test_launch_buttons_lead_to_the_chapter(tmp_path):
+    chapter = chapters()[0]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page")])
+    nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
+    stage([tmp_path / f"{chapter}.ipynb"], tmp_path / "source", REPOSITORY)
+    (tmp_path / "source" / "_toc.yml").write_text(f"format: jb-book\nroot: book/{chapter}\n")
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", tmp_path / "source", "--path-output", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    page = tmp_path / "_build" / "html" / "book" / f"{chapter}.html"
+    path = source(chapter).relative_to(ROOT).as_posix()
+    assert {
+        REPOSITORY,
+        f"{REPOSITORY}/edit/main/{path}",
+        f"https://colab.research.google.com/github/someone/lipbook/blob/main/{path}",
+        f"https://mybinder.org/v2/gh/someone/lipbook/main?urlpath=tree/{path}",
+    } < set(launch_links(page))
+    assert site_checks.foreign_addresses(page) == []
