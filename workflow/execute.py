@@ -41,7 +41,7 @@ def execute(chapter: str, output: Path, log: Path, parameters: dict[str, Any]) -
                 stdout_file=stream,
                 stderr_file=stream,
                 execution_timeout=_CELL_SECONDS,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except papermill.PapermillExecutionError as error:
             stream.write("\n".join(error.traceback) + "\n")
