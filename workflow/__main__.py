@@ -130,7 +130,7 @@ def _serve(options: argparse.Namespace) -> None:
         raise WorkflowError("there is no site yet: run `make book` first")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(SITE))
     with http.server.ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
-        print(f"The book is at http://127.0.0.1:{options.port}/ until you press Ctrl-C")
+        print(f"The book is at http://127.0.0.1:{server.server_port}/ until you press Ctrl-C")
         server.serve_forever()
 
 
