@@ -338,17 +338,18 @@ def conv_matrix(
 
 
 def _top_image(conv: _Convolution, rtol: float) -> Tensor:
-    """Top right singular vector up to its length, of shape (1, in, *size) and in the kernel's dtype."""
+    """Find the top right singular vector, up to its length; shape (1, in, *size)."""
     image = conv.kernel.new_zeros(1, *conv.input_shape)
 
     def forward(x: Tensor) -> Tensor:
         return conv(x.view_as(image)).flatten()
 
-    output, pullback = torch.func.vjp(forward, image.flatten())[:2]
+    with torch.enable_grad():
+        point = image.flatten().requires_grad_()
+        output = forward(point)
 
     def adjoint(y: Tensor) -> Tensor:
-        x: Tensor = pullback(y)[0]
-        return x
+        return torch.autograd.grad(output, point, y, retain_graph=True)[0]
 
     if image.numel() <= output.numel():
         start = random_start(image.numel(), like=image)

@@ -218,7 +218,7 @@ def golub_kahan_lanczos(
     rtol : float, default 1e-6
         Relative accuracy of the norm.
     max_steps : int, optional
-        Largest dimension of the Krylov space; by default n, where it is the whole space.
+        Largest dimension of the Krylov space, at least 1; by default n, the whole space.
 
     Returns
     -------
@@ -263,7 +263,8 @@ def golub_kahan_lanczos(
             next_check = k + 4
             theta, ritz = _top_pair_tridiagonal(diagonal, off_diagonal)
             bound = residual * abs(ritz[-1] * ritz[0]) / likely
-            if exhausted or bound <= 2 * rtol * theta:
+            converged = exhausted or bound <= 2 * rtol * theta
+            if converged or k == max_steps:
                 break
         off_diagonal.append(residual)
         torch.div(image, residual, out=basis[k])
@@ -272,7 +273,7 @@ def golub_kahan_lanczos(
     return Lanczos(
         right / torch.linalg.vector_norm(right),
         torch.from_numpy(tridiagonal),
-        exhausted or bound <= 2 * rtol * theta,
+        bool(converged),
     )
 
 
