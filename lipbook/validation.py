@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(tensor: Tensor, name: str, *, ndim: int | None = None, min_ndim: int = 0) -> Tensor:
+def check_tensor(
+    tensor: Tensor, name: str, *, ndim: int | None = None, min_ndim: int = 0
+) -> Tensor:
     """Return `tensor` if it is a non-empty, finite, floating-point tensor of the right rank.
 
     Parameters
