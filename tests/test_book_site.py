@@ -21,8 +21,6 @@ PAGES = [page.relative_to(SITE).as_posix() for page in site_checks.pages(SITE)]
 TEXTS = [name for name in PAGES if name.startswith(f"{BOOK.name}/")]
 # index.html only sends the reader on; the search test goes through it.
 VISITED = [name for name in PAGES if name != "index.html"]
-#: Chapters that are announced but not written. The mark is strict: writing one ends its stay here.
-STUBS = {"01_lipschitz_constraint"}
 REPOSITORY = "https://github.com/someone/lipbook"
 
 
@@ -71,13 +69,7 @@ def test_nothing_offered_beside_the_pages_shows_a_machine_path():
     assert not any(complaints), complaints
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(name in STUBS, reason="a stub"))
-        for name in chapters()
-    ],
-)
+@pytest.mark.parametrize("chapter", chapters())
 def test_chapter_has_exercises(chapter):
     assert 'class="exercise' in (SITE / BOOK.name / f"{chapter}.html").read_text(encoding="utf-8")
 
