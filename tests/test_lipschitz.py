@@ -525,6 +525,19 @@ def test_cuts_through_the_corners_leave_no_slivers():
     assert sorted(exact.norms) == pytest.approx([0, math.sqrt(2), math.sqrt(2), 2])
 
 
+@pytest.mark.parametrize("n_inputs", [1, 2])
+def test_units_that_share_a_line_cut_it_once(n_inputs):
+    """The second cut meets vertices which the first put on its line, but for rounding."""
+    torch.manual_seed(2)
+    net = mlp([n_inputs, 7, 1]).double()
+    doubled = mlp([n_inputs, 21, 1]).double()
+    with torch.no_grad():
+        for parameter, original in zip(doubled[0].parameters(), net[0].parameters(), strict=True):
+            parameter.copy_(torch.cat([original, -0.7 * original, original / 3]))
+    regions, again = (exact_lipschitz(f, (-3, 3)).regions for f in (net, doubled))
+    assert len(regions) == len(again) > n_inputs + 1
+
+
 def polygon_area(vertices):
     x, y = vertices.T
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
@@ -634,6 +647,13 @@ def test_attack_on_two_logits_goes_straight():
     torch.testing.assert_close(l2_attack(layer, inputs, labels, 0.3), expected)
     assert layer.weight.grad is None
     assert inputs.grad is None
+
+
+def test_attack_stays_inside_the_ball_when_its_steps_end_there():
+    attacked = l2_attack(
+        nn.Identity(), torch.zeros(1, 2), torch.tensor([0]), 1.0, steps=2, step_size=0.1
+    )
+    assert attacked.norm().item() == pytest.approx(0.2, rel=1e-5)
 
 
 def test_attack_sees_the_gradient_of_a_confident_model():
