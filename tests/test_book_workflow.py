@@ -327,6 +327,7 @@ class Copy:
         toc = "format: jb-book\nroot: book/index\nchapters: [{file: book/one}, {file: book/two}]\n"
         (root / "_toc.yml").write_text(toc)
         (root / "lipbook" / "tiny.py").write_text("VALUE = 1\n")
+        (root / "lipbook" / "__init__.py").write_text('"""Nothing heavy."""\n')
         self.write("one", "from lipbook import tiny\nprint(tiny.__file__, tiny.VALUE)")
         self.write("two", "print('seed', seed)")
 
