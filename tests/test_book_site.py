@@ -4,6 +4,7 @@ Every check is also run on a page that was damaged on purpose, and has to compla
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,12 +118,12 @@ def search(browser, term):
         page.keyboard.press("Control+k")
         page.locator("dialog[open] input[type=search]").fill(term)
         page.keyboard.press("Enter")
-        page.wait_for_function("() => /found|did not match/.test(document.body.innerText)")
+        page.get_by_text(re.compile("^Search finished|did not match any")).wait_for()
         links = page.locator("#search-results li a")
         found = [link.get_attribute("href") for link in links.all()]
         if found:
-            links.first.click()
-            page.wait_for_load_state()
+            with page.expect_navigation():
+                links.first.click()
             assert term.lower() in page.locator("article").inner_text().lower()
     return found, visit
 
@@ -141,22 +142,16 @@ def test_search_finds_nothing_where_nothing_is(browser):
 # Negative controls: a page that was damaged has its check complain.
 
 
-@pytest.fixture
-def damage(tmp_path):
-    """Return a function that adds to a page with formulas, in a copy of the site."""
+def damaged(folder, *additions):
+    """Return a page with formulas, and more, in a copy of the site."""
     with_formulas = [SITE / n for n in TEXTS if "tex-svg" in (SITE / n).read_text(encoding="utf-8")]
     page = min(with_formulas, key=lambda path: path.stat().st_size)
-    shutil.copytree(SITE, tmp_path / "site", copy_function=os.symlink)
-    copy = tmp_path / "site" / page.relative_to(SITE)
-
-    def damaged(addition):
-        text = page.read_text(encoding="utf-8")
-        assert text.count("</article>") == 1
-        copy.unlink()
-        copy.write_text(text.replace("</article>", f"{addition}</article>"), encoding="utf-8")
-        return copy
-
-    return damaged
+    shutil.copytree(SITE, folder / "site", copy_function=os.symlink)
+    copy = folder / "site" / page.relative_to(SITE)
+    before, end, after = page.read_text(encoding="utf-8").partition("</article>")
+    copy.unlink()
+    copy.write_text("".join([before, *additions, end, after]), encoding="utf-8")
+    return copy
 
 
 ALT = "A picture of something, told in words"
@@ -193,61 +188,65 @@ ALT = "A picture of something, told in words"
         ("unanswered_exercises", '<div class="exercise" id="ex"></div>', "exercise ex has no"),
     ],
 )
-def test_damage_is_seen_in_the_file(damage, check, addition, complaint):
-    complaints = getattr(site_checks, check)(damage(addition))
+def test_damage_is_seen_in_the_file(tmp_path, check, addition, complaint):
+    complaints = getattr(site_checks, check)(damaged(tmp_path, addition))
     assert any(complaint in line for line in complaints), complaints
 
 
-UNOPENED = (
-    '<div class="solution admonition" id="s"><p class="admonition-title">x</p>'
-    '<p style="display: none">y</p></div>'
-)
+# Kind of complaint, damage, complaint: all done to one page, which is visited once.
+DAMAGE = [
+    ("formulas", r'<span class="math">\(\undefinedmacro\)</span>', r"\undefinedmacro"),
+    ("formulas", '<span class="math">unset</span>', "was not set: unset"),
+    ("formulas", '<p class="mathjax_ignore">$$x$$</p>', "left as text: $$x$$"),
+    ("formulas", r'<p class="mathjax_ignore">\(x\)</p>', r"left as text: \(x\)"),
+    ("formulas", r"<p>\sigma</p>", r"left as text: \sigma"),
+    ("requests", f'<img src="https://example.org/a.png" alt="{ALT}">', "example.org/a.png"),
+    ("requests", "<script>fetch('https://example.org/b')</script>", "example.org/b"),
+    ("console", "<script>console.error('slip a')</script>", "error: slip a"),
+    ("console", "<script>console.warn('slip b')</script>", "warning: slip b"),
+    ("console", "<script>throw new Error('slip c')</script>", "uncaught: slip c"),
+    ("console", '<img src="nowhere.png">', "ERR_FILE_NOT_FOUND"),
+    ("width", '<div style="width: 900px">wide</div>', "too wide"),
+    (
+        "solutions",
+        '<div class="solution" id="a"><p class="admonition-title">x</p><p>open</p></div>',
+        "solution 'a' is not hidden",
+    ),
+    (
+        "solutions",
+        '<div class="solution" id="b"><p class="admonition-title">x</p><p hidden>shut</p></div>',
+        "solution 'b' does not open",
+    ),
+    ("contrast", '<p style="color: #999">pale</p>', "faint in light (2.8): pale"),
+    ("contrast", '<p style="color: #333">deep</p>', "faint in dark (1.5): deep"),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "addition", "complaint"),
-    [
-        ("formulas", r'<span class="math">\(\undefinedmacro\)</span>', r"\undefinedmacro"),
-        ("formulas", '<span class="math">x</span>', "was not set: x"),
-        ("formulas", '<p class="mathjax_ignore">$$x$$</p>', "left as text: $$x$$"),
-        ("formulas", r'<p class="mathjax_ignore">\(x\)</p>', r"left as text: \(x\)"),
-        ("formulas", r"<p>\sigma</p>", r"left as text: \sigma"),
-        ("requests", f'<img src="https://example.org/a.png" alt="{ALT}">', "https://example.org"),
-        ("requests", "<script>fetch('https://example.org/a')</script>", "https://example.org"),
-        ("console", "<script>console.error('a slip')</script>", "error: a slip"),
-        ("console", "<script>console.warn('a slip')</script>", "warning: a slip"),
-        ("console", "<script>throw new Error('a slip')</script>", "uncaught: a slip"),
-        ("console", '<img src="nowhere.png">', "ERR_FILE_NOT_FOUND"),
-        ("width", '<div style="width: 900px">x</div>', "too wide"),
-        (
-            "solutions",
-            '<div class="solution admonition"><p class="admonition-title">x</p><p>y</p></div>',
-            "is not hidden",
-        ),
-        ("solutions", UNOPENED, "does not open"),
-        ("contrast", '<p style="color: #999">x</p>', "faint in light"),
-        ("contrast", '<p style="color: #333">x</p>', "faint in dark"),
-        (
-            "theme",
-            "<script>addEventListener('click', e => e.stopImmediatePropagation(), true)</script>",
-            "does not get dark",
-        ),
-    ],
-)
-def test_damage_is_seen_in_the_browser(damage, browser, kind, addition, complaint):
-    visit = site_checks.look_at(browser, damage(addition))
-    assert any(complaint in line for line in getattr(visit, kind)), visit
+@pytest.fixture(scope="module")
+def bad_visit(browser, tmp_path_factory):
+    page = damaged(tmp_path_factory.mktemp("damaged"), *(addition for _, addition, _ in DAMAGE))
+    return site_checks.look_at(browser, page)
 
 
-def test_no_damage_is_seen_where_none_was_done(damage, browser):
-    solution = (
-        '<div class="exercise" id="ex"></div><div class="solution dropdown admonition">'
-        '<p class="admonition-title">Solution to <a href="#ex">1</a></p><p>y</p></div>'
+@pytest.mark.parametrize(("kind", "complaint"), [(kind, said) for kind, _, said in DAMAGE])
+def test_damage_is_seen_in_the_browser(bad_visit, kind, complaint):
+    assert any(complaint in line for line in getattr(bad_visit, kind)), bad_visit
+
+
+def test_a_page_that_ignores_clicks_is_noticed(tmp_path, browser):
+    deaf = "<script>addEventListener('click', e => e.stopImmediatePropagation(), true)</script>"
+    page = damaged(tmp_path, deaf)
+    assert "does not get dark by its button" in site_checks.look_at(browser, page).theme
+
+
+def test_no_damage_is_seen_where_none_was_done(tmp_path, browser):
+    page = damaged(
+        tmp_path,
+        '<div class="exercise" id="ex"></div><div class="solution dropdown admonition">',
+        '<p class="admonition-title">Solution to <a href="#ex">1</a></p><p>y</p></div>',
+        f'<figure><img src="../_static/plus.png" alt="{ALT}"><figcaption>x</figcaption></figure>',
+        r'<span class="math">\(x\)</span><pre>$x$</pre>',
     )
-    figure = (
-        f'<figure><img src="../_static/plus.png" alt="{ALT}"><figcaption>x</figcaption></figure>'
-    )
-    page = damage(rf'{solution}{figure}<span class="math">\(x\)</span><pre>$x$</pre>')
     assert site_checks.look_at(browser, page) == site_checks.Visit()
     assert site_checks.unanswered_exercises(page) == site_checks.picture_faults(page) == []
 
