@@ -55,7 +55,7 @@ def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
         matrix = matrix.float()
     if in_range:
         return matrix, matrix.new_ones(matrix.shape[:-2])
-    largest = matrix.detach().abs().amax(dim=(-2, -1))
+    largest = _largest_entry(matrix)
     exponent = torch.frexp(largest).exponent - 1
     scale = torch.where(largest > 0, torch.exp2(exponent.to(matrix.dtype)), 1.0)
     return matrix / scale[..., None, None], scale
@@ -67,8 +67,14 @@ def _in_range(matrix: Tensor) -> bool:
         return False
     if matrix.ndim < 2 or matrix.numel() == 0:
         return False
-    smallest, largest = matrix.detach().abs().amax(dim=(-2, -1)).aminmax()
+    smallest, largest = _largest_entry(matrix).aminmax()
     return float(smallest) >= 2.0**-16 and float(largest) <= 2.0**16
+
+
+def _largest_entry(matrix: Tensor) -> Tensor:
+    """Compute max |w_ij| of each matrix, without the copy that abs() would make."""
+    matrix = matrix.detach()
+    return torch.maximum(matrix.amax(dim=(-2, -1)), -matrix.amin(dim=(-2, -1)))
 
 
 def frobenius_norm(matrix: Tensor) -> Tensor:
