@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
 
+from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.matrix_norms import induced_norm
 from lipbook.models import check_labelled, evaluation_mode
 from lipbook.validation import check_count, check_positive, check_tensor
@@ -34,8 +35,8 @@ _ACTIVATIONS = (
     *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
 )
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _AFFINE = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
 )
@@ -439,7 +440,8 @@ def layer_product_bound(
     TypeError
         If the constant of a layer is not known.
     ValueError
-        If a layer does not take its input, or has statistics of the batch only.
+        If a layer does not take its input, or has statistics of the batch only, or `constants`
+        names none of the layers.
 
     Examples
     --------
@@ -453,6 +455,9 @@ def layer_product_bound(
     TypeError: the constant of layer '0' (LayerNorm) is not known; pass ...
     """
     constants = constants or {}
+    known = {key for name, layer in _layers(model) for key in (name, type(layer))}
+    if unknown := [key for key in constants if key not in known]:
+        raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the model")
     rows, product = [], 1.0
     x = torch.zeros(1, *input_shape, dtype=torch.float64, device=_in_float64(model)[1].device)
     for name, layer in _layers(model):
@@ -481,6 +486,17 @@ def _layer_constant(name: str, layer: nn.Module, shape: tuple[int, ...]) -> floa
         return activation_constant(layer)
     if isinstance(layer, nn.Linear):
         return induced_norm(layer.weight.detach().double()).item()
+    if isinstance(layer, _CONVOLUTIONS):
+        return conv_spectral_norm(
+            layer.weight.detach().double(),
+            shape[1:],
+            stride=layer.stride,
+            padding=cast(Padding, layer.padding),
+            dilation=layer.dilation,
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+            rtol=1e-9,
+        ).item()
     if isinstance(layer, _AFFINE):
         return induced_norm(layer_matrix(layer, shape).detach().double()).item()
     if isinstance(layer, _BATCH_NORMS):  # diagonal, with one entry a channel

@@ -754,3 +754,8 @@ def test_functions_must_return_a_batch():
 def test_ascent_refuses_its_settings(keyword, value):
     with pytest.raises(ValueError, match=f"{keyword} must be"):
         maximize_jacobian_norm(torch.square, torch.ones(1, 1), **{keyword: value})
+
+
+def test_product_bound_refuses_a_constant_for_a_layer_that_is_not_there():
+    with pytest.raises(ValueError, match="constants names '3', which is no layer of the model"):
+        layer_product_bound(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (2,), constants={"3": 1.0})

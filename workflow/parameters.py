@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import papermill
@@ -78,7 +78,7 @@ def _check_values(given: dict[str, Any]) -> None:
         return
     from lipbook import runtime  # imports torch: seconds that a plain build need not wait
 
-    checks = {
+    checks: dict[str, Callable[..., object]] = {
         "seed": runtime.check_seed,
         "device": runtime.resolve_device,
         "scale": runtime.check_scale,
