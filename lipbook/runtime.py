@@ -235,7 +235,7 @@ def provenance(run: Run, chapter: str | None = None) -> pd.DataFrame:
     if chapter is not None and notebook.exists():
         facts["chapter source"] = _cells_digest(notebook)
     values = [str(value) for value in facts.values()]
-    return pd.DataFrame({"value": values}, index=pd.Index(facts.keys(), name="fact"))
+    return pd.DataFrame({"value": values}, index=list(facts))
 
 
 def source_digest(paths: list[Path]) -> str:

@@ -21,6 +21,9 @@ def _mathjax_file() -> Path:
 
 def _configure(app: Sphinx) -> None:
     app.config.mathjax_path = f"mathjax/{MATHJAX}"
+    # A page that was opened as a file may not fetch its neighbours to quote from them.
+    code = 'DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol !== "file:";'
+    app.add_js_file(None, body=code)
 
 
 def _copy(app: Sphinx, exception: Exception | None) -> None:
