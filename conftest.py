@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import hypothesis
 import pytest
-from nbval.plugin import IPyNbFile
+from nbval import plugin
 
 # The same examples on every run: a red test stays red until it is mended. Times are not judged.
 hypothesis.settings.register_profile("lipbook", derandomize=True, deadline=None)
@@ -16,8 +16,12 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
-# Sphinx imports its extensions; `--doctest-modules` has nothing to look for in them.
-collect_ignore = ["book/_ext"]
+# Under `--cov` nbval would trace the chapters' kernels too. That takes a quarter longer, and counts
+# lines that a chapter ran as if it had tested them.
+plugin.setup_coverage = plugin.teardown_coverage = lambda *_: None
+
+# `--doctest-modules` has nothing to look for in Sphinx's extensions and in this file.
+collect_ignore = ["book/_ext", "conftest.py"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -25,6 +29,6 @@ def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest
     """Have nbval leave the numbers glued into the prose alone."""
     collectors = yield
     for collector in collectors:
-        if isinstance(collector, IPyNbFile):
+        if isinstance(collector, plugin.IPyNbFile):
             collector.skip_compare += (GLUED,)
     return collectors
