@@ -54,6 +54,7 @@ class Claim:
     counterexample: str = ""
     corrected: str = ""
     test: str = ""
+    figure: str = ""  # name of the chapter's figure that shows the counterexample
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,19 @@ def test_keras_listing_on_a_vector_is_its_length():
 
 # --- the exact norm ----------------------------------------------------------------------------
 
+
+def test_spectral_norm_is_no_eigenvalue():
+    """PI2: norm 1 and eigenvalues 0; the two agree for normal matrices, and bound otherwise."""
+    nilpotent = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    assert spectral_norm(nilpotent).item() == pytest.approx(1)
+    assert torch.linalg.eigvals(nilpotent).abs().max().item() < 1e-6
+    matrix = gaussian(6, 6)
+    assert torch.linalg.eigvals(matrix).abs().max() < spectral_norm(matrix)
+    for normal in (matrix + matrix.T, matrix - matrix.T, torch.linalg.qr(matrix).Q):
+        largest = torch.linalg.eigvals(normal).abs().max()
+        torch.testing.assert_close(largest, spectral_norm(normal), rtol=1e-6, atol=0)
+
+
 HARD = {
     "gaussian": gaussian(70, 60),
     "wide": gaussian(3, 300),

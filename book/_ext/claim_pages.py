@@ -5,6 +5,7 @@ executed notebooks. In a chapter, the line of a check becomes a card with its ev
 the ledger links.
 """
 
+import base64
 import html
 import json
 from collections import Counter
@@ -14,6 +15,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from lipbook import claims
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 PENDING = "not yet checked"
@@ -67,6 +69,7 @@ class ClaimsDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the nodes of the generated text."""
         book = Path(self.env.srcdir) / "book"
+        self.book = book
         for path in (*book.glob("*.ipynb"), book / "claims.yml"):
             self.env.note_dependency(str(path))
         self.records = records_by_id(book)
@@ -146,12 +149,27 @@ class Errata(ClaimsDirective):
                 f"## {claim.id}: {claim.section}",
                 f"**As printed.** {claim.says}",
                 f"**Smallest counterexample.** {claim.counterexample}",
+                *([drawn(self.book, claim)] if claim.figure else []),
                 f"**Corrected.** {claim.corrected}",
                 f"**Measured on this build**, in {self.where(claim)}:",
                 evidence,
                 f"**The test that fails on the printed statement**: `{claim.test}`",
             ]
         )
+
+
+def drawn(book: Path, claim: claims.Claim) -> str:
+    """Return a figure that repeats one of the claim's chapter, and write its picture beside it."""
+    notebook = json.loads((book / f"{claim.chapter}.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        settings = cell["metadata"].get("mystnb", {})
+        if settings.get("figure", {}).get("name") == claim.figure:
+            picture = next(o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {}))
+            name = f"errata-{claim.id}.png"
+            (book / name).write_bytes(base64.b64decode(picture))
+            alt = json.dumps(settings["image"]["alt"], ensure_ascii=False)
+            return f":::{{figure}} {name}\n:alt: {alt}\n\n{settings['figure']['caption']}\n:::"
+    raise ExtensionError(f"{claim.id} names the figure {claim.figure!r}, which {claim.chapter} has not")
 
 
 def _list_row(cells: tuple[str, ...]) -> str:
