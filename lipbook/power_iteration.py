@@ -8,6 +8,7 @@ scale is safe, and half precision is computed in float32 and returned in its own
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.linalg
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,7 +27,8 @@ Method = Literal["auto", "gram", "lanczos", "svd"]
 
 _GRAM_LIMIT = 256  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
-_UNLUCKY = 0.01  # probability that a start may miss the top vector; see golub_kahan_lanczos
+_UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
+_SCIPY_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 class PowerIteration(NamedTuple):
@@ -206,7 +209,7 @@ def golub_kahan_lanczos(
     :math:`A^\top A` that is increasing above θ, applied to the start x,
     :math:`|⟨z, y⟩| ≥ |⟨z, x⟩| / |s_1|`. So :math:`\sigma^2 - θ ≤ r |s_1| / δ` whenever
     :math:`|⟨z, x⟩| ≥ δ`, which a uniformly random unit x violates with a probability of at most
-    :math:`δ \sqrt{2n/π}`, whatever the operator; it is set to 0.01 (the same argument from the
+    :math:`δ \sqrt{2n/π}`, whatever the operator; it is set to 0.05 (the same argument from the
     Lanczos polynomials: Hochstenbach 2013). Rounding adds a few units of the dtype.
 
     Parameters
@@ -248,7 +251,7 @@ def golub_kahan_lanczos(
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     next_check = 16
-    for k in range(1, max_steps + 1):
+    for k in itertools.count(1):
         if k == len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
         known = basis[:k]
@@ -492,7 +495,8 @@ def _top_right_by_gram(tall: Tensor) -> Tensor:
     # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
     n = len(gram)
     syevr: Any = scipy.linalg.get_lapack_funcs("syevr", (gram.numpy(),))
-    _, eigenvectors, _, _, info = syevr(gram.numpy(), range="I", il=n, iu=n, overwrite_a=1)
+    with _SCIPY_BLAS.limit(limits=1):  # its pool and torch's would wait for the same cores
+        _, eigenvectors, _, _, info = syevr(gram.numpy(), range="I", il=n, iu=n, overwrite_a=1)
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
     return torch.from_numpy(eigenvectors[:, 0])

@@ -321,7 +321,7 @@ def test_lanczos_bound_sees_what_the_residual_does_not():
     matrix = torch.diag(values)
     start = random_start(200, like=matrix)
     start /= start.norm()
-    start[0], start[1] = 1.2e-3, 0.5  # about as unlucky as one start in a hundred
+    start[0], start[1] = 5e-3, 0.5  # about as unlucky as one start in twenty
     found = golub_kahan_lanczos(matrix.mv, matrix.T.mv, start)
     assert found.converged
     assert matrix.mv(found.right).norm().item() == pytest.approx(1, rel=1e-6)
