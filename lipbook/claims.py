@@ -127,7 +127,7 @@ class Evidence:
         """The value, or the mean with the half-width of its interval."""
         low, high = self.interval
         middle, half = (low + high) / 2, (high - low) / 2
-        if half == 0.0:
+        if not half > 0.0:  # one value, equal values, or an infinite one, whose half-width is NaN
             return f"{middle:.4g}"
         decimals = max(0, 1 - math.floor(math.log10(half)))  # two digits of the half-width
         return f"{middle:.{decimals}f} ± {half:.{decimals}f}"

@@ -82,6 +82,14 @@ def test_the_test_of_a_claim_that_fails_exists():
         assert function in names, f"{claim.id} names {claim.test}"
 
 
+def test_the_figure_of_a_claim_exists():
+    """The errata page repeats it."""
+    for claim in (claim for claim in decided() if claim.figure):
+        cells = read_notebook(source(claim.chapter)).cells
+        figures = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in cells]
+        assert claim.figure in [figure.get("name") for figure in figures], claim.id
+
+
 # --- every claim is checked once
 
 
@@ -497,8 +505,11 @@ def test_an_unknown_relation_is_refused():
     ("evidence", "text"),
     [
         (claims.at_most("slope", 1.12345, 2), "slope: 1.123 ≤ 2"),
-        (claims.at_least("slope", [1.0, 2.0, 3.0], 1), "slope: 2 ± 2.5 ≥ 1 (3 of 3 seeds)"),
-        (claims.below("slope", [5.0, 5.0], 4.5), "slope: 5 ± 0 < 4.5 (0 of 2 seeds)"),
+        (claims.at_least("slope", [1.0, 2.0, 3.0], 1), "slope: 2.0 ± 2.5 ≥ 1 (3 of 3 seeds)"),
+        (claims.below("slope", [5.0, 5.0], 4.5), "slope: 5 < 4.5 (0 of 2 seeds)"),
+        (claims.above("slope", [100.0, 200.0], 1), "slope: 150 ± 635 > 1 (2 of 2 seeds)"),
+        (claims.above("loss", math.inf, 1), "loss: inf > 1"),
+        (claims.above("loss", [math.inf] * 2, 1), "loss: inf > 1 (2 of 2 seeds)"),
         (claims.close("slope", 1e-8, 1.0, rtol=0.05), "slope: 1e-08 ≈ 1 within 0.05"),
     ],
 )
