@@ -26,7 +26,7 @@ test: $(READY) ## build the book and run every check
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 	@$(RUN) -m workflow book --cores $(CORES)
-	$(RUN) -m pytest -n $(CORES)
+	$(RUN) -m pytest -n $(CORES) --cov
 
 refresh: $(READY) ## re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(CORES) $(CHAPTER)
