@@ -227,7 +227,7 @@ def test_an_old_python_gets_one_line(tmp_path):
 def test_one_pytest_run_checks_everything():
     options = PROJECT["tool"]["pytest"]["ini_options"]
     assert set(options["testpaths"]) == {"tests", "lipbook", "book"}
-    given = set(options["addopts"].split())
+    given = set(options["addopts"])
     assert {"--doctest-modules", "--nbval", "--nbval-current-env"} <= given
     assert "--dist=loadscope" in given  # nbval's cells have to stay together and in order
 

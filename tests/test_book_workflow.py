@@ -479,7 +479,7 @@ def test_a_failing_cell_is_named_once_and_leaves_no_half_output(copy):
     assert "no such thing" in (copy.root / "build/logs/two.log").read_text()
     assert (copy.root / "build/logs/two.failed.ipynb").exists()
     assert copy.times().keys() == {"one"}
-    assert not list(copy.root.glob("build/executed/*running*"))
+    assert not list(copy.root.glob("build/**/*running*ipynb"))
 
     assert copy.executed_by(lambda: copy.write("two", "print('seed', seed)")) == {"two"}
     assert copy.output("two") == "seed 0\n"

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000)
     serve.set_defaults(command=_serve)
 
-    browser = commands.add_parser("browser", help="find or install the browser for the site's checks")
+    browser = commands.add_parser("browser", help="find or install a browser for the site's checks")
     browser.set_defaults(command=_browser)
 
     # The rest are the Snakefile's.
@@ -120,7 +120,8 @@ def _refresh(options: argparse.Namespace) -> None:
 def _lint(_: argparse.Namespace) -> None:
     from workflow.notebooks import faults
 
-    found = [f"{name}: {fault}" for name in chapters() for fault in faults(read_notebook(source(name)))]
+    notebooks = {name: read_notebook(source(name)) for name in chapters()}
+    found = [f"{name}: {fault}" for name in notebooks for fault in faults(notebooks[name])]
     if found:
         raise WorkflowError("the stored notebooks need work:\n" + "\n".join(found))
 

@@ -28,7 +28,7 @@ def execute(chapter: str, output: Path, log: Path, parameters: dict[str, Any]) -
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".running.ipynb")
+    partial = log.with_suffix(".running.ipynb")  # `refresh` has its output in the work tree
     with log.open("w", encoding="utf-8") as stream, _logged(stream):
         try:
             papermill.execute_notebook(

@@ -56,7 +56,7 @@ def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -
     # A touched chapter runs again even if its text is the same: as with make, time decides.
     arguments += ["--max-checksum-file-size", "0"]
     arguments += ["--config", f"parameters={json.dumps(parameters)}"]
-    arguments += _display() + ["--", *targets]
+    arguments += [*_display(), "--", *targets]
     try:
         cli.main(arguments)
     except SystemExit as stop:

@@ -87,4 +87,3 @@ def _figure_faults(cell: nbformat.NotebookNode) -> Iterator[str]:
 def _random(cell_id: str) -> bool:
     """Whether an id looks like the eight hexadecimal digits that Jupyter makes up."""
     return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", cell_id) is not None
-
