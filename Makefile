@@ -20,6 +20,7 @@ book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SC
 	@$(RUN) -m workflow book --cores $(CORES) $(PARAMETERS)
 
 test: $(READY) ## build the book and run every check
+	$(if $(PARAMETERS),$(error make test takes no parameters: the checks choose their own seeds))
 	@$(RUN) -m workflow browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .

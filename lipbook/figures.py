@@ -36,6 +36,7 @@ SEQUENTIAL = "cividis"
 
 _STYLE: Any = {
     "axes.prop_cycle": cycler(color=list(PALETTE.values())),
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,

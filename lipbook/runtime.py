@@ -54,6 +54,19 @@ class Run:
         words = np.random.SeedSequence([self.seed, stream]).generate_state(2, np.uint32)
         return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
+    def seeds(self, count: int) -> list[int]:
+        """Return the seeds of `count` repetitions of an experiment, determined by the run's.
+
+        The first of them are the same however many are asked for.
+
+        Examples
+        --------
+        >>> run = start(seed=1, device="cpu")
+        >>> run.seeds(2) == run.seeds(5)[:2], start(seed=2, device="cpu").seeds(2) == run.seeds(2)
+        (True, False)
+        """
+        return np.random.SeedSequence(self.seed).generate_state(count, np.uint32).tolist()
+
 
 _current: Run | None = None
 
