@@ -164,12 +164,12 @@ def drawn(book: Path, claim: claims.Claim) -> str:
     for cell in notebook["cells"]:
         settings = cell["metadata"].get("mystnb", {})
         if settings.get("figure", {}).get("name") == claim.figure:
-            picture = next(o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {}))
+            pictures = (output.get("data", {}).get("image/png") for output in cell["outputs"])
             name = f"errata-{claim.id}.png"
-            (book / name).write_bytes(base64.b64decode(picture))
+            (book / name).write_bytes(base64.b64decode(next(filter(None, pictures))))
             alt = json.dumps(settings["image"]["alt"], ensure_ascii=False)
             return f":::{{figure}} {name}\n:alt: {alt}\n\n{settings['figure']['caption']}\n:::"
-    raise ExtensionError(f"{claim.id} names the figure {claim.figure!r}, which {claim.chapter} has not")
+    raise ExtensionError(f"{claim.id}: {claim.chapter} has no figure named {claim.figure!r}")
 
 
 def _list_row(cells: tuple[str, ...]) -> str:
