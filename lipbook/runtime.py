@@ -65,7 +65,8 @@ class Run:
         >>> run.seeds(2) == run.seeds(5)[:2], start(seed=2, device="cpu").seeds(2) == run.seeds(2)
         (True, False)
         """
-        return np.random.SeedSequence(self.seed).generate_state(count, np.uint32).tolist()
+        seeds: list[int] = np.random.SeedSequence(self.seed).generate_state(count).tolist()
+        return seeds
 
 
 _current: Run | None = None
