@@ -13,13 +13,18 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from lipbook import claims
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+from lipbook import claims
+
 PENDING = "not yet checked"
-_ROLES = {"supports": "For it", "limits": "What confines it", "refutes": "Against it"}
+_ROLES = {
+    "supports": "For it",
+    "limits": "What confines it",
+    "refutes": "Against it",
+}
 
 
 def records_by_id(book: Path) -> dict[str, dict]:
@@ -113,7 +118,10 @@ class Ledger(ClaimsDirective):
         """Return one table for each section of the article, and the list of what is pending."""
         blocks = []
         for section in dict.fromkeys(claim.section for claim in self.claims):
-            blocks += [f"## {section}", ":::{list-table}\n:header-rows: 1\n:widths: 8 36 14 42\n:class: ledger\n"]
+            blocks += [
+                f"## {section}",
+                ":::{list-table}\n:header-rows: 1\n:widths: 8 36 14 42\n:class: ledger\n",
+            ]
             rows = [("", "The article says", "Verdict", "Measured")]
             rows += [self.row(c) for c in self.claims if c.section == section]
             blocks[-1] += "\n".join(_list_row(row) for row in rows) + "\n:::"
@@ -128,7 +136,12 @@ class Ledger(ClaimsDirective):
             return claim.id, says, PENDING, f"{claim.chapter} is to check it"
         numbers = "; ".join(_escaped(e["text"]) for e in record["evidence"])
         made = f"seed {record['seed']}, {record['device']}, scale {record['scale']}"
-        return self.where(claim), says, f"**{record['verdict']}**", f"{claim.finding} *{numbers}* ({made})"
+        return (
+            self.where(claim),
+            says,
+            f"**{record['verdict']}**",
+            f"{claim.finding} *{numbers}* ({made})",
+        )
 
 
 class Errata(ClaimsDirective):

@@ -8,14 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util.fileutil import copy_asset
 
 MATHJAX = "tex-svg-full.js"
 
 
 def _mathjax_file() -> Path:
-    spec = find_spec("sphinx-mathjax-offline")
-    assert spec is not None and spec.origin is not None, "install requirements.lock"
+    spec = find_spec("sphinx-mathjax-offline")  # no identifier, so no import statement can name it
+    if spec is None or spec.origin is None:
+        raise ExtensionError("sphinx-mathjax-offline is missing: install requirements.lock")
     return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
 
 
