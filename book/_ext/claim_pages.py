@@ -118,14 +118,12 @@ class Ledger(ClaimsDirective):
         """Return one table for each section of the article, and the list of what is pending."""
         blocks = []
         for section in dict.fromkeys(claim.section for claim in self.claims):
-            blocks += [
-                f"## {section}",
-                ":::{list-table}\n:header-rows: 1\n:widths: 8 36 14 42\n:class: ledger\n",
-            ]
             rows = [("", "The article says", "Verdict", "Measured")]
             rows += [self.row(c) for c in self.claims if c.section == section]
-            blocks[-1] += "\n".join(_list_row(row) for row in rows) + "\n:::"
-        return ["\n\n".join(blocks)]
+            table = "\n".join(_list_row(row) for row in rows)
+            options = ":header-rows: 1\n:widths: 8 34 14 44\n:class: ledger"
+            blocks += [f"## {section}", f":::{{list-table}}\n{options}\n\n{table}\n:::"]
+        return ["\n\n".join(blocks + self.pending())]
 
     def row(self, claim: claims.Claim) -> tuple[str, str, str, str]:
         """Return the cells of one claim."""
@@ -133,15 +131,20 @@ class Ledger(ClaimsDirective):
         says = f"{claim.says} {equations}".strip()
         record = self.records.get(claim.id)
         if record is None:
-            return claim.id, says, PENDING, f"{claim.chapter} is to check it"
-        numbers = "; ".join(_escaped(e["text"]) for e in record["evidence"])
-        made = f"seed {record['seed']}, {record['device']}, scale {record['scale']}"
-        return (
-            self.where(claim),
-            says,
-            f"**{record['verdict']}**",
-            f"{claim.finding} *{numbers}* ({made})",
-        )
+            return claim.id, says, PENDING, f"{claim.chapter} is to check it."
+        numbers = "\n".join(f"- {_escaped(e['text'])}" for e in record["evidence"])
+        made = f"Seed {record['seed']}, {record['device']}, scale {record['scale']}."
+        measured = f"{claim.finding}\n\n{numbers}\n\n{made}"
+        return self.where(claim), says, f"**{record['verdict']}**", measured
+
+    def pending(self) -> list[str]:
+        """Return the claims that no chapter checks yet, by the chapter that is to check them."""
+        waiting: dict[str, list[str]] = {}
+        for claim in self.claims:
+            if self.verdict(claim) == PENDING:
+                waiting.setdefault(claim.chapter, []).append(claim.id)
+        listed = "\n".join(f"- {chapter}: {', '.join(ids)}" for chapter, ids in waiting.items())
+        return ["## Not yet checked", listed] if waiting else []
 
 
 class Errata(ClaimsDirective):
@@ -186,7 +189,7 @@ def drawn(book: Path, claim: claims.Claim) -> str:
 
 
 def _list_row(cells: tuple[str, ...]) -> str:
-    first, *rest = cells
+    first, *rest = (cell.replace("\n", "\n    ") for cell in cells)
     return "\n".join([f"* - {first}", *(f"  - {cell}" for cell in rest)])
 
 
