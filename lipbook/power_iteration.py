@@ -200,7 +200,7 @@ def golub_kahan_lanczos(
     Lanczos on :math:`A^\top A` (Golub & Kahan 1965). Each new vector is orthogonalized against the
     last two, as exact arithmetic would have it, and then against all the earlier ones; in a
     single sweep the rounding errors would grow like :math:`(α/β)^k`. After k steps the estimate
-    is the best in the Krylov space that k steps of power iteration merely walk through.
+    is the best in the Krylov space that k - 1 steps of power iteration merely walk through.
 
     A small residual alone proves *some* singular value, perhaps not the top one. The rule here
     bounds the error itself. Let θ be the largest Ritz value of :math:`A^\top A`, s its vector in
