@@ -329,7 +329,7 @@ class Copy:
         (root / "lipbook" / "tiny.py").write_text("VALUE = 1\n")
         (root / "lipbook" / "__init__.py").write_text('"""Nothing heavy."""\n')
         self.write("one", "from lipbook import tiny\nprint(tiny.__file__, tiny.VALUE)")
-        self.write("two", "print('seed', seed)")
+        self.write("two", "print('seed', repr(seed))")
 
     def write(self, chapter: str, body: str) -> None:
         write_chapter(self.root / "book" / f"{chapter}.ipynb", body)
@@ -481,7 +481,7 @@ def test_a_failing_cell_is_named_once_and_leaves_no_half_output(copy):
     assert copy.times().keys() == {"one"}
     assert not list(copy.root.glob("build/**/*running*ipynb"))
 
-    assert copy.executed_by(lambda: copy.write("two", "print('seed', seed)")) == {"two"}
+    assert copy.executed_by(lambda: copy.write("two", "print('seed', repr(seed))")) == {"two"}
     assert copy.output("two") == "seed 0\n"
 
 

@@ -55,7 +55,10 @@ def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -
     arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
     # A touched chapter runs again even if its text is the same: as with make, time decides.
     arguments += ["--max-checksum-file-size", "0"]
-    arguments += ["--config", f"parameters={json.dumps(parameters)}"]
+    # In a file they keep their types; on Snakemake's command line a number becomes a text.
+    given = BUILD / "parameters.json"
+    given.write_text(json.dumps({"parameters": parameters}), encoding="utf-8")
+    arguments += ["--configfile", str(given)]
     arguments += [*_display(), "--", *targets]
     try:
         cli.main(arguments)
