@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,13 +56,13 @@ def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -
     arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
     # A touched chapter runs again even if its text is the same: as with make, time decides.
     arguments += ["--max-checksum-file-size", "0"]
-    # In a file they keep their types; on Snakemake's command line a number becomes a text.
-    given = BUILD / "parameters.json"
-    given.write_text(json.dumps({"parameters": parameters}), encoding="utf-8")
-    arguments += ["--configfile", str(given)]
-    arguments += [*_display(), "--", *targets]
+    arguments += [*_display(), "--configfile"]
     try:
-        cli.main(arguments)
+        # In a file they keep their types; on Snakemake's command line a number becomes a text.
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
+            json.dump({"parameters": parameters}, given)
+            given.flush()
+            cli.main([*arguments, given.name, "--", *targets])
     except SystemExit as stop:
         if stop.code:
             why = failures.read_text().strip() if failures.exists() else "see above"
