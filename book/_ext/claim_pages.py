@@ -73,20 +73,19 @@ class ClaimsDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the nodes of the generated text."""
-        book = Path(self.env.srcdir) / "book"
-        self.book = book
-        for path in (*book.glob("*.ipynb"), book / "claims.yml"):
+        self.book = Path(self.env.srcdir) / "book"
+        for path in (*self.book.glob("*.ipynb"), self.book / "claims.yml"):
             self.env.note_dependency(str(path))
-        self.records = records_by_id(book)
+        self.records = records_by_id(self.book)
         self.claims = list(claims.catalogue().values())
         parent = nodes.section()
         parent.document = self.state.document
-        lines = "\n".join(self.markdown()).splitlines()
+        lines = self.markdown().splitlines()
         self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, parent)
         return parent.children
 
-    def markdown(self) -> list[str]:
-        """Return the text, as blocks."""
+    def markdown(self) -> str:
+        """Return the text."""
         raise NotImplementedError
 
     def verdict(self, claim: claims.Claim) -> str:
@@ -104,17 +103,17 @@ class ClaimsDirective(SphinxDirective):
 class Glance(ClaimsDirective):
     """How many claims have each verdict."""
 
-    def markdown(self) -> list[str]:
+    def markdown(self) -> str:
         """Return a small table."""
         count = Counter(map(self.verdict, self.claims))
         rows = [f"| {v} | {count[v]} |" for v in (*claims.VERDICTS, PENDING) if count[v]]
-        return ["| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows)]
+        return "| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows)
 
 
 class Ledger(ClaimsDirective):
     """Every claim: what the article says, what came out, with which numbers."""
 
-    def markdown(self) -> list[str]:
+    def markdown(self) -> str:
         """Return one table for each section of the article, and the list of what is pending."""
         blocks = []
         for section in dict.fromkeys(claim.section for claim in self.claims):
@@ -123,7 +122,7 @@ class Ledger(ClaimsDirective):
             table = "\n".join(_list_row(row) for row in rows)
             options = ":header-rows: 1\n:widths: 8 34 14 44\n:class: ledger"
             blocks += [f"## {section}", f":::{{list-table}}\n{options}\n\n{table}\n:::"]
-        return ["\n\n".join(blocks + self.pending())]
+        return "\n\n".join(blocks + self.pending())
 
     def row(self, claim: claims.Claim) -> tuple[str, str, str, str]:
         """Return the cells of one claim."""
@@ -150,12 +149,12 @@ class Ledger(ClaimsDirective):
 class Errata(ClaimsDirective):
     """Each claim that fails as printed, with what to put in its place."""
 
-    def markdown(self) -> list[str]:
+    def markdown(self) -> str:
         """Return one section a claim."""
         failing = [c for c in self.claims if self.verdict(c) == claims.FAILS]
         if not failing:
-            return ["No claim that has been checked so far fails as printed."]
-        return ["\n\n".join(self.entry(claim) for claim in failing)]
+            return "No claim that has been checked so far fails as printed."
+        return "\n\n".join(self.entry(claim) for claim in failing)
 
     def entry(self, claim: claims.Claim) -> str:
         """Return the section of one claim."""
