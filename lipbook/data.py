@@ -1,16 +1,17 @@
-"""Real handwritten digits, toys, splits and label noise, with no download anywhere."""
+"""Real handwritten digits, toys, mixtures, splits and label noise, with no download anywhere."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits, make_moons
+from sklearn.datasets import load_digits, make_moons, make_swiss_roll
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from lipbook.validation import check_count
+from lipbook.validation import check_count, check_positive, check_tensor
 
 
 class LabelledData(NamedTuple):
@@ -102,6 +103,244 @@ def moons(n_samples: int, *, noise: float = 0.1, seed: int = 0) -> LabelledData:
     return LabelledData(
         torch.as_tensor(points, dtype=torch.float32), torch.as_tensor(labels, dtype=torch.int64)
     )
+
+
+def ring_centres(n_modes: int = 8, *, radius: float = 2.0, phase: float = 0.0) -> Tensor:
+    """Equally spaced points on a circle about the origin.
+
+    Parameters
+    ----------
+    n_modes : int, default 8
+        How many.
+    radius : float, default 2.0
+        Of the circle.
+    phase : float, default 0.0
+        Turns the ring, in steps: 0.5 puts each point half-way between two of the ring at 0.
+
+    Returns
+    -------
+    Tensor, shape (n_modes, 2)
+        float32, anticlockwise from the positive first axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n_modes` or `radius` is not positive.
+
+    Examples
+    --------
+    >>> ring_centres(4).round().int().tolist()
+    [[2, 0], [0, 2], [-2, 0], [0, -2]]
+    >>> ring_centres(0)
+    Traceback (most recent call last):
+    ValueError: n_modes must be at least 1, got 0
+    """
+    steps = torch.arange(check_count(n_modes, "n_modes"), dtype=torch.float64) + phase
+    angles = 2 * math.pi / n_modes * steps
+    directions = torch.stack([angles.cos(), angles.sin()], dim=1)
+    return (check_positive(radius, "radius") * directions).to(torch.float32)
+
+
+def grid_centres(side: int = 5, *, spacing: float = 2.0) -> Tensor:
+    """Points of a square grid about the origin, row by row.
+
+    Parameters
+    ----------
+    side : int, default 5
+        Points along each edge.
+    spacing : float, default 2.0
+        Between neighbours.
+
+    Returns
+    -------
+    Tensor, shape (side², 2)
+        float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `side` or `spacing` is not positive.
+
+    Examples
+    --------
+    >>> grid_centres(2).tolist()
+    [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
+    >>> grid_centres(5, spacing=0.0)
+    Traceback (most recent call last):
+    ValueError: spacing must be a finite number above 0, got 0.0
+    """
+    steps = torch.arange(check_count(side, "side"), dtype=torch.float32) - (side - 1) / 2
+    ticks = check_positive(spacing, "spacing") * steps
+    return torch.cartesian_prod(ticks, ticks)
+
+
+def gaussian_mixture(
+    n: int, centres: Tensor, *, std: float, generator: torch.Generator
+) -> LabelledData:
+    """Independent draws from a mixture of round Gaussians of equal weight.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+    centres : Tensor, shape (n_modes, d)
+        Their means; the points have its dtype and device.
+    std : float
+        Standard deviation of each coordinate within a mode.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    LabelledData
+        Inputs of shape (n, d) and, as labels, the modes they were drawn from.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not positive, or `centres` no finite matrix.
+
+    Examples
+    --------
+    >>> corners = torch.tensor([[0.0, 0.0], [10.0, 10.0]])
+    >>> points, modes = gaussian_mixture(5, corners, std=0.1, generator=torch.Generator())
+    >>> points.shape, bool(((points[:, 0] > 5) == (modes == 1)).all())
+    (torch.Size([5, 2]), True)
+    >>> gaussian_mixture(5, corners, std=-1.0, generator=torch.Generator())
+    Traceback (most recent call last):
+    ValueError: std must be a finite number above 0, got -1.0
+    """
+    check_tensor(centres, "centres", ndim=2)
+    n_modes, dim = centres.shape
+    modes = torch.randint(n_modes, (check_count(n, "n"),), generator=generator)
+    offsets = check_positive(std, "std") * torch.randn(n, dim, generator=generator)
+    modes = modes.to(centres.device)
+    return LabelledData(centres[modes] + offsets.to(centres), modes)
+
+
+def gaussian_ring(
+    n: int,
+    *,
+    n_modes: int = 8,
+    radius: float = 2.0,
+    std: float = 0.02,
+    phase: float = 0.0,
+    generator: torch.Generator,
+) -> LabelledData:
+    """Draws from Gaussians on a circle: a common first test of mode collapse.
+
+    The defaults are those of Gulrajani et al. (2017), times √2.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+    n_modes, radius, phase
+        As in `ring_centres`.
+    std, generator
+        As in `gaussian_mixture`.
+
+    Returns
+    -------
+    LabelledData
+        float32 inputs of shape (n, 2), int64 modes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> points, modes = gaussian_ring(1000, generator=torch.Generator())
+    >>> points.shape, len(modes.unique())
+    (torch.Size([1000, 2]), 8)
+    >>> gaussian_ring(0, generator=torch.Generator())
+    Traceback (most recent call last):
+    ValueError: n must be at least 1, got 0
+    """
+    centres = ring_centres(n_modes, radius=radius, phase=phase)
+    return gaussian_mixture(n, centres, std=std, generator=generator)
+
+
+def gaussian_grid(
+    n: int,
+    *,
+    side: int = 5,
+    spacing: float = 2.0,
+    std: float = 0.05,
+    generator: torch.Generator,
+) -> LabelledData:
+    """Draws from Gaussians on a square grid, 25 of them by default.
+
+    The defaults are those of Gulrajani et al. (2017), times √8.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+    side, spacing
+        As in `grid_centres`.
+    std, generator
+        As in `gaussian_mixture`.
+
+    Returns
+    -------
+    LabelledData
+        float32 inputs of shape (n, 2), int64 modes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> points, modes = gaussian_grid(1000, generator=torch.Generator())
+    >>> points.shape, len(modes.unique())
+    (torch.Size([1000, 2]), 25)
+    >>> gaussian_grid(10, side=0, generator=torch.Generator())
+    Traceback (most recent call last):
+    ValueError: side must be at least 1, got 0
+    """
+    centres = grid_centres(side, spacing=spacing)
+    return gaussian_mixture(n, centres, std=std, generator=generator)
+
+
+def swiss_roll(n: int, *, noise: float = 0.25, generator: torch.Generator) -> Tensor:
+    """Draws from a spiral in the plane, scaled as by Gulrajani et al. (2017).
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+    noise : float, default 0.25
+        Standard deviation of each coordinate about the spiral, before everything is divided by
+        7.5; 0 for none.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor, shape (n, 2)
+        float32; both coordinates have a standard deviation of about 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not positive, or `noise` negative.
+
+    Examples
+    --------
+    >>> swiss_roll(1000, generator=torch.Generator()).std(dim=0).round().tolist()
+    [1.0, 1.0]
+    >>> swiss_roll(0, generator=torch.Generator())
+    Traceback (most recent call last):
+    ValueError: n must be at least 1, got 0
+    """
+    seed = int(torch.randint(2**32, (), generator=generator))
+    points, _ = make_swiss_roll(check_count(n, "n"), noise=noise, random_state=seed)
+    return torch.as_tensor(points[:, [0, 2]] / 7.5, dtype=torch.float32)
 
 
 def split(
