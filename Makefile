@@ -7,11 +7,11 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% SWEEP=% CHECK=%,$(MAKEOVERRIDES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test refresh serve bench lock clean
+.PHONY: help book test refresh sweep serve bench lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test: $(READY) ## build the book and run every check
 
 refresh: $(READY) ## re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(CORES) $(CHAPTER)
+
+sweep: $(READY) ## measure a long study into book/sweeps (SWEEP=name; CHECK=20 repeats a sample)
+	$(if $(SWEEP),,$(error name the study: make sweep SWEEP=regularization))
+	@$(RUN) -m workflow sweep $(SWEEP) --cores $(CORES) $(if $(CHECK),--check $(CHECK))
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(if $(PORT),--port $(PORT))

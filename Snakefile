@@ -13,6 +13,7 @@ from workflow.stage import repository_url
 
 
 CHAPTERS = chapters()
+SWEEP_PARTS = 32
 GIVEN = config.get("parameters", {})
 PYTHON = f"{sys.executable} -m workflow"
 EXECUTED = expand("build/executed/{chapter}.ipynb", chapter=CHAPTERS)
@@ -76,3 +77,33 @@ rule html:
         "build/logs/site.log",
     shell:
         "{PYTHON} site {input[0]} --target build/html --log {log}"
+
+
+# The long studies of lipbook/sweeps, which no page waits for: `make sweep SWEEP=name` asks for them.
+# A part is measured again when the code behind it does something else than it did.
+def code_of(wildcards):
+    from workflow.sweep import digests  # imports torch: seconds that a build need not wait
+
+    return json.dumps(digests(wildcards.sweep))
+
+
+rule sweep_part:
+    params:
+        code=code_of,
+    output:
+        "build/sweeps/{sweep}/{part}.pickle",
+    log:
+        "build/logs/sweep-{sweep}-{part}.log",
+    shell:
+        "{PYTHON} sweep-part {wildcards.sweep} --part {wildcards.part} --of {SWEEP_PARTS}"
+        " --output {output} 2> {log}"
+
+
+rule sweep_table:
+    input:
+        expand("build/sweeps/{{sweep}}/{part}.pickle", part=range(SWEEP_PARTS)),
+    output:
+        "build/sweeps/{sweep}.csv",
+        "build/sweeps/{sweep}.json",
+    shell:
+        "{PYTHON} sweep-table {wildcards.sweep} {input} --target {output[0]}"

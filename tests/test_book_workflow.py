@@ -457,8 +457,8 @@ def test_a_bad_parameter_stops_before_anything_runs(copy):
 
 
 def test_a_second_live_run_is_told_who_is_at_work(copy):
-    (copy.root / "build/running.pid").write_text("4711")
-    with filelock.FileLock(copy.root / "build/running.lock"):
+    (copy.root / "build/build.pid").write_text("4711")
+    with filelock.FileLock(copy.root / "build/build.lock"):
         done = copy.book()
     assert done.returncode == 1
     assert done.stdout == ""
@@ -509,7 +509,7 @@ def test_after_kill_9_the_same_command_finishes(copy):
     assert done.returncode == 0, done.stderr
     assert copy.output("two") == "through\n"
     assert "through" in (copy.root / "build/html/book/two.html").read_text()
-    assert not (copy.root / "build/running.pid").exists()
+    assert not (copy.root / "build/build.pid").exists()
 
 
 def test_the_site_is_served(copy):

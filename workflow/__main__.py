@@ -8,11 +8,23 @@ import functools
 import http.server
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflow.project import BUILD, FAILURES, SITE, WorkflowError, chapters, read_notebook, source
+from workflow.project import (
+    BUILD,
+    FAILURES,
+    ROOT,
+    SITE,
+    SWEEPS,
+    WorkflowError,
+    chapters,
+    read_notebook,
+    source,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     refresh.set_defaults(command=_refresh)
 
+    sweep = commands.add_parser("sweep", help="measure a long study, or repeat a sample of it")
+    sweep.add_argument("name")
+    sweep.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    sweep.add_argument("--check", type=int, metavar="N", help="repeat N random cells and compare")
+    sweep.set_defaults(command=_sweep)
+
     lint = commands.add_parser("lint", help="check the stored notebooks' form")
     lint.set_defaults(command=_lint)
 
@@ -69,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_argument("--log", type=Path, required=True)
     execute.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
     execute.set_defaults(command=_execute)
+
+    part = commands.add_parser("sweep-part", help="measure one part of a study")
+    part.add_argument("name")
+    part.add_argument("--part", type=int, required=True)
+    part.add_argument("--of", type=int, required=True)
+    part.add_argument("--output", type=Path, required=True)
+    part.set_defaults(command=_sweep_part)
+
+    gather = commands.add_parser("sweep-table", help="join the parts of a study")
+    gather.add_argument("name")
+    gather.add_argument("parts", nargs="+", type=Path)
+    gather.add_argument("--target", type=Path, required=True)
+    gather.set_defaults(command=_sweep_table)
 
     stage = commands.add_parser("stage", help="lay out the tree that Sphinx reads")
     stage.add_argument("executed", nargs="*", type=Path)
@@ -100,21 +131,56 @@ def _book(options: argparse.Namespace) -> None:
 def _refresh(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from workflow.execute import execute
-
     known = chapters()
     chosen = options.chapters or known
     for name in chosen:
         if name not in known:
             raise WorkflowError(f"no chapter {name!r}; there are {', '.join(known)}")
-
-    def one(name: str) -> None:
-        execute(name, source(name), BUILD / "logs" / f"refresh-{name}.log", {})
-
     with concurrent.futures.ThreadPoolExecutor(options.cores) as pool:
-        done = concurrent.futures.as_completed([pool.submit(one, name) for name in chosen])
+        done = concurrent.futures.as_completed([pool.submit(_refreshed, name) for name in chosen])
         for future in tqdm(done, total=len(chosen), unit="chapter"):
             future.result()
+
+
+def _refreshed(name: str) -> None:
+    """Execute a chapter in place, in a process of its own: papermill has one log a process."""
+    log = BUILD / "logs" / f"refresh-{name}.log"
+    command = [sys.executable, "-m", "workflow", "execute", name]
+    command += ["--output", str(source(name)), "--log", str(log)]
+    step = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if step.returncode:
+        raise WorkflowError(step.stderr.strip().removeprefix("lipbook: "))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from workflow import graph, sweep
+
+    sweep.study(options.name)
+    if options.check is not None:
+        if options.check < 1:
+            raise WorkflowError(f"CHECK must be at least 1, got {options.check}")
+        found = sweep.recheck(options.name, options.check)
+        print("largest deviation, in units of what is tolerated:")
+        print(found.max().to_string(float_format="{:.2g}".format))
+        return
+    table = BUILD / "sweeps" / f"{options.name}.csv"
+    graph.run([str(table.relative_to(ROOT))], {}, cores=options.cores, work="sweep")
+    SWEEPS.mkdir(exist_ok=True)
+    for path in (table, table.with_suffix(".json")):
+        shutil.copyfile(path, SWEEPS / path.name)
+    print(f"The table is {(SWEEPS / table.name).relative_to(ROOT)}; commit it with its .json")
+
+
+def _sweep_part(options: argparse.Namespace) -> None:
+    from workflow.sweep import measure_part
+
+    measure_part(options.name, options.part, options.of, options.output)
+
+
+def _sweep_table(options: argparse.Namespace) -> None:
+    from workflow.sweep import gather
+
+    gather(options.name, options.parts, options.target)
 
 
 def _lint(_: argparse.Namespace) -> None:

@@ -18,38 +18,41 @@ import filelock
 
 from workflow.project import BUILD, FAILURES, ROOT, WorkflowError
 
-_HOLDER = BUILD / "running.pid"
 
-
-def run(targets: Sequence[str], parameters: dict[str, Any], *, cores: int) -> None:
+def run(
+    targets: Sequence[str], parameters: dict[str, Any], *, cores: int, work: str = "build"
+) -> None:
     """Bring `targets` of the Snakefile up to date.
+
+    Runs of different `work` share no file and may go on side by side: a build beside a sweep.
 
     Raises
     ------
     WorkflowError
-        If another run is alive, or a step failed (it has said why by then).
+        If another run of this work is alive, or a step failed (it has said why by then).
     """
     BUILD.mkdir(exist_ok=True)
-    lock = filelock.FileLock(BUILD / "running.lock")
+    lock = filelock.FileLock(BUILD / f"{work}.lock")
+    running = BUILD / f"{work}.pid"
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        holder = _HOLDER.read_text().strip() if _HOLDER.exists() else "unknown"
+        holder = running.read_text().strip() if running.exists() else "unknown"
         raise WorkflowError(
-            f"another build is running here (process {holder}); wait for it, or stop it"
+            f"another {work} is running here (process {holder}); wait for it, or stop it"
         ) from None
     with lock:
-        _HOLDER.write_text(str(os.getpid()))
-        # We hold the lock, so nobody else runs: what Snakemake finds locked is stale.
+        running.write_text(str(os.getpid()))
+        # We hold the lock, so nobody else does this work: what Snakemake finds locked is stale.
         shutil.rmtree(ROOT / ".snakemake" / "locks", ignore_errors=True)
-        _snakemake(targets, parameters, cores)
-        _HOLDER.unlink()
+        _snakemake(targets, parameters, cores, work)
+        running.unlink()
 
 
-def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -> None:
+def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int, work: str) -> None:
     from snakemake import cli  # seconds of imports that `--help` need not wait for
 
-    failures = BUILD / "failures.txt"
+    failures = BUILD / f"{work}-failures.txt"
     failures.unlink(missing_ok=True)
     os.environ[FAILURES] = str(failures)
     os.chdir(ROOT)
@@ -66,7 +69,7 @@ def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int) -
     except SystemExit as stop:
         if stop.code:
             why = failures.read_text().strip() if failures.exists() else "see above"
-            raise WorkflowError(f"the book is not up to date: {why}") from None
+            raise WorkflowError(f"the {work} is not finished: {why}") from None
     finally:
         del os.environ[FAILURES]
 

@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
+SWEEPS = BOOK / "sweeps"
 BUILD = ROOT / "build"
 SITE = BUILD / "html"
 PACKAGE = "lipbook"
@@ -58,15 +59,31 @@ def claims_of(chapter: str) -> list[dict[str, Any]]:
 
 
 def modules_used(chapter: str) -> list[Path]:
-    """Return the files of the helper package that a chapter imports, directly or not."""
+    """Return the files of the helper package that a chapter imports, directly or not.
+
+    A study that a chapter imports comes with the table that it made.
+    """
     graph = _import_graph()
-    used: set[str] = set()
+    files: set[Path] = set()
     for name in _imported(read_notebook(source(chapter))):
         # `from lipbook import f` may name a module, or a public name of the package itself.
         module = name if name in graph.modules else name.rpartition(".")[0]
         if module in graph.modules:
-            used |= {module} | graph.find_upstream_modules(module)
-    return sorted(ROOT / _path(module) for module in used)
+            files |= set(files_of(module))
+    return sorted(files | {table for file in files for table in _tables(file)})
+
+
+def files_of(module: str) -> list[Path]:
+    """Return the files of the helper package that a module runs: its own and what it imports."""
+    used = {module} | _import_graph().find_upstream_modules(module)
+    return sorted(ROOT / _path(name) for name in used)
+
+
+def _tables(file: Path) -> list[Path]:
+    """Return the stored table and the provenance of a study, if `file` is one that was run."""
+    if file.parent.name != SWEEPS.name:
+        return []
+    return [path for path in sorted(SWEEPS.glob(f"{file.stem}.*")) if path.is_file()]
 
 
 @functools.cache

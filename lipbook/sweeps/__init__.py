@@ -1,0 +1,208 @@
+"""The long studies behind the chapters: measured once, kept as tables, checked ever after.
+
+A study is too long for a page. Each module here defines one by three names:
+
+``cells() -> list[dict]``
+    One dict of numbers and texts for each run, with a ``seed`` among them.
+``measure(**cell) -> dict | list[dict]``
+    Carry out one run and return its results, one row or several. The cell decides the result.
+``TOLERANCE: dict[str, float]``
+    For each column that a repetition has to meet: how far off it may be on another machine.
+
+``make sweep SWEEP=name`` runs them all. It stores ``book/sweeps/name.csv``, one row a result with
+the cell's columns first, and ``book/sweeps/name.json``, which says when and by what code. A chapter
+reads the table by :func:`load` and repeats a few cells before the reader's eyes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import pkgutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_ROOT = Path(__file__).parents[2]
+
+
+class StaleTable(UserWarning):
+    """The code that made a table has changed since."""
+
+
+def names() -> list[str]:
+    """Return the names of the studies.
+
+    Examples
+    --------
+    >>> all(name.isidentifier() for name in names())
+    True
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> pd.DataFrame:
+    """Read the table of a study, and warn if the code that made it has changed since.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`names`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of the cells, then those of the results.
+
+    Raises
+    ------
+    ValueError
+        If there is no such study.
+    FileNotFoundError
+        If it has not been run yet.
+
+    Examples
+    --------
+    >>> load("weather")
+    Traceback (most recent call last):
+    ValueError: no sweep 'weather'; there are ...
+    """
+    table = pd.read_csv(_stored(name, ".csv"))
+    if files := changed(name):
+        warnings.warn(
+            f"{', '.join(files)} changed since the table was measured: "
+            f"`make sweep SWEEP={name}` measures it anew, with CHECK=20 a sample of it",
+            StaleTable,
+            stacklevel=2,
+        )
+    return table
+
+
+def rows(table: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of a table that belong to one cell, in their order.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"noise": [0.0, 0.2], "seed": [1, 1], "accuracy": [0.9, 0.8]})
+    >>> rows(table, {"noise": 0.2, "seed": 1})["accuracy"].tolist()
+    [0.8]
+    >>> rows(table, {"noise": 0.4, "seed": 1})
+    Traceback (most recent call last):
+    KeyError: "the table has no cell {'noise': 0.4, 'seed': 1}"
+    """
+    found = table[(table[list(cell)] == pd.Series(dict(cell))).all(axis=1)]
+    if found.empty:
+        raise KeyError(f"the table has no cell {dict(cell)}")
+    return found
+
+
+def provenance(name: str) -> pd.DataFrame:
+    """Return when, where and by what a table was measured, one row a fact.
+
+    Examples
+    --------
+    >>> provenance("weather")
+    Traceback (most recent call last):
+    ValueError: no sweep 'weather'; there are ...
+    """
+    facts = {k: v for k, v in _facts(name).items() if k != "code"}
+    facts["code changed since"] = ", ".join(changed(name)) or "no"
+    return pd.DataFrame({"value": [str(v) for v in facts.values()]}, index=list(facts))
+
+
+def changed(name: str) -> list[str]:
+    """Return the files whose code is no longer the one that made the table.
+
+    Comments, docstrings and layout do not count.
+
+    Examples
+    --------
+    >>> changed("weather")
+    Traceback (most recent call last):
+    ValueError: no sweep 'weather'; there are ...
+    """
+    digests: dict[str, str] = _facts(name)["code"]
+    return [file for file in digests if digests[file] != code_digest(_ROOT / file)]
+
+
+def code_digest(path: Path) -> str:
+    r"""Return 12 hex digits that change with what a Python file does, and not with how it reads.
+
+    They are the same for every version of Python that parses the file alike; a file that is gone
+    has a digest of its own.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "f.py")
+    ...     _ = file.write_text('def f():\n    "Return one."\n    return 1')
+    ...     first = code_digest(file)
+    ...     _ = file.write_text("def f():  # the unit\n    return 1")
+    ...     second = code_digest(file)
+    ...     _ = file.write_text("def f():\n    return 2")
+    ...     first == second, first == code_digest(file)
+    (True, False)
+    """
+    if not path.exists():
+        return "missing"
+    meaning = "\0".join(_meaning(ast.parse(path.read_text(encoding="utf-8"))))
+    return hashlib.sha256(meaning.encode()).hexdigest()[:12]
+
+
+def _meaning(node: object) -> Iterator[str]:
+    """Spell a syntax tree out. Empty fields are left out: newer Pythons have more of them."""
+    if isinstance(node, ast.AST):
+        yield type(node).__name__
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, list) and field == "body" and _is_text(value[:1]):
+                value = value[1:]
+            if value is not None and value != [] and field not in ("ctx", "kind"):
+                yield field
+                yield from _meaning(value)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _meaning(child)
+        yield "]"
+    else:
+        yield repr(node)
+
+
+def _is_text(statements: list[ast.stmt]) -> bool:
+    """Tell whether a body begins with a docstring."""
+    return any(
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+        for statement in statements
+    )
+
+
+def _facts(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(_stored(name, ".json").read_text(encoding="utf-8"))
+    return facts
+
+
+def _stored(name: str, ending: str) -> Path:
+    if name not in names():
+        raise ValueError(f"no sweep {name!r}; there are {', '.join(names()) or 'none yet'}")
+    path = folder() / f"{name}{ending}"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: `make sweep SWEEP={name}` measures it")
+    return path
+
+
+def folder() -> Path:
+    """Return where the tables are: the clone's ``book/sweeps``, or the wheel's copy of it.
+
+    Examples
+    --------
+    >>> folder().parent.name
+    'book'
+    """
+    book = _ROOT / "book"
+    return book / "sweeps" if book.exists() else Path(__file__).parent / "tables"
