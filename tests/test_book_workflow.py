@@ -114,6 +114,17 @@ def test_a_chapter_gets_the_parameters_that_it_declares(book):
     assert parameters.for_chapter("tiny", {}) == {}
 
 
+def test_a_folder_is_meant_from_where_the_person_stands(book, monkeypatch):
+    write_chapter(book / "tiny.ipynb", "", declared='image_dir: str = ""')
+    monkeypatch.setattr(parameters, "chapters", lambda: ["tiny"])
+    (book / "faces").mkdir()
+    monkeypatch.chdir(book)
+    assert parameters.parse(["IMAGE_DIR=faces"]) == {"image_dir": str(book / "faces")}
+    assert parameters.parse(["image_dir="]) == {"image_dir": ""}
+    with pytest.raises(WorkflowError, match=r"image_dir must be a folder, and .*/cats is none"):
+        parameters.parse(["image_dir=cats"])
+
+
 # --- what a chapter depends on
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import papermill
@@ -46,7 +47,10 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise WorkflowError(f"a parameter is given as NAME=VALUE, got {assignment!r}")
-        given[name.lower()] = _convert(name.lower(), text, known)
+        name = name.lower()
+        given[name] = _convert(name, text, known)
+        if name.endswith("_dir"):
+            given[name] = _folder(name, text)
     if "device" not in given and os.environ.get("LIPBOOK_DEVICE"):
         given["device"] = os.environ["LIPBOOK_DEVICE"]
     _check_values(given)
@@ -71,6 +75,14 @@ def _convert(name: str, text: str, known: dict[str, str]) -> Any:
         return kind(text)
     except ValueError:
         raise WorkflowError(f"parameter {name} must be {words}, got {text!r}") from None
+
+
+def _folder(name: str, text: str) -> str:
+    """Resolve a folder where the person stands: chapters run in the book's."""
+    path = Path(text).expanduser().resolve()
+    if text and not path.is_dir():
+        raise WorkflowError(f"parameter {name} must be a folder, and {path} is none")
+    return str(path) if text else ""
 
 
 def _check_values(given: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from workflow.project import BOOK, ROOT
 
-_COPIED = ("*.md", "*.bib", "*.yml")
+_COPIED = ("*.md", "*.bib", "*.yml", "sweeps/*")
 
 
 def repository_url() -> str:
@@ -48,7 +48,9 @@ def stage(executed: Sequence[Path], target: Path, repository: str = "") -> None:
     book.mkdir(parents=True)
     for pattern in _COPIED:
         for path in BOOK.glob(pattern):
-            shutil.copy2(path, book)
+            copy = book / path.relative_to(BOOK)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(path, copy)
     for folder in ("_static", "_ext"):
         shutil.copytree(BOOK / folder, book / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for notebook in executed:
