@@ -7,7 +7,8 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% SWEEP=% CHECK=%,$(MAKEOVERRIDES))
+BENCH ?= $(basename $(notdir $(wildcard benchmarks/*.py)))
+PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% SWEEP=% CHECK=% BENCH=%,$(MAKEOVERRIDES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -39,8 +40,8 @@ sweep: $(READY) ## measure a long study into book/sweeps (SWEEP=name; CHECK=20 r
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(if $(PORT),--port $(PORT))
 
-bench: $(READY) ## compare speed with named peers, as ratios
-	@OMP_NUM_THREADS=1 $(RUN) -m benchmarks.spectral_norm
+bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
+	@for name in $(BENCH); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || exit 1; done
 
 lock: ## pin anew what pyproject.toml asks for, in requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
