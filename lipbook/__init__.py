@@ -46,9 +46,10 @@ from lipbook.wgan import (
     interpolate,
     wasserstein_estimate,
 )
-from lipbook.wgan_training import fit_critic
+from lipbook.wgan_training import WGAN_ADAM, fit_critic, train_wgan
 
 __all__ = [
+    "WGAN_ADAM",
     "Constraint",
     "FrobeniusClipping",
     "FrobeniusExcess",
@@ -84,5 +85,6 @@ __all__ = [
     "spectral_norm",
     "spectral_norm_bounds",
     "stable_rank",
+    "train_wgan",
     "wasserstein_estimate",
 ]
