@@ -13,7 +13,7 @@ from workflow.stage import repository_url
 
 
 CHAPTERS = chapters()
-SWEEP_PARTS = 32
+SWEEP_PARTS = config.get("sweep_parts", 1)
 GIVEN = config.get("parameters", {})
 PYTHON = f"{sys.executable} -m workflow"
 EXECUTED = expand("build/executed/{chapter}.ipynb", chapter=CHAPTERS)

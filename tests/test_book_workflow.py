@@ -322,7 +322,7 @@ class Copy:
     EXECUTE = (
         "import json, sys; from workflow import graph; from workflow.project import chapters;"
         "targets = [f'build/executed/{c}.ipynb' for c in chapters()];"
-        "graph.run(targets, json.loads(sys.argv[1]), cores=1)"
+        "graph.run(targets, {'parameters': json.loads(sys.argv[1])}, cores=1)"
     )
 
     def __init__(self, root: Path) -> None:
@@ -521,6 +521,50 @@ def test_after_kill_9_the_same_command_finishes(copy):
     assert copy.output("two") == "through\n"
     assert "through" in (copy.root / "build/html/book/two.html").read_text()
     assert not (copy.root / "build/build.pid").exists()
+
+
+SWEEP = """
+import pathlib
+
+TOLERANCE = {"twice": 0}
+
+
+def cells():
+    return [{"seed": seed} for seed in range(2)]
+
+
+def measure(seed):
+    if any(pathlib.Path().glob("seed-*")) and not pathlib.Path("mended").exists():
+        raise ValueError("only the first works")
+    pathlib.Path(f"seed-{seed}").touch()
+    return {"twice": 2 * seed}
+"""
+
+
+def test_a_sweep_that_breaks_off_goes_on_where_it_was(copy):
+    study = copy.root / "lipbook" / "sweeps" / "doubling.py"
+    study.write_text(SWEEP)
+    sweep = ("-m", "workflow", "sweep", "doubling", "--cores", "1")
+    broken = copy.run(*sweep)
+    assert broken.returncode == 1
+    assert "lipbook: the sweep is not finished" in broken.stderr
+    assert not (copy.root / "book/sweeps/doubling.csv").exists()
+
+    before = copy.times("build/sweeps/doubling/*.pickle")
+    (copy.root / "mended").touch()
+    assert copy.run(*sweep).returncode == 0
+    after = copy.times("build/sweeps/doubling/*.pickle")
+    assert len(before) == 1
+    assert {part: after[part] for part in before} == before
+    table = (copy.root / "book/sweeps/doubling.csv").read_text()
+    assert table == "seed,twice\n0,0\n1,2\n"
+    code = json.loads((copy.root / "book/sweeps/doubling.json").read_text())["code"]
+    assert set(code) == {"lipbook/sweeps/doubling.py"}
+
+    study.write_text(SWEEP.replace("2 * seed", "3 * seed"))
+    assert copy.run(*sweep).returncode == 0
+    assert (copy.root / "book/sweeps/doubling.csv").read_text() == "seed,twice\n0,0\n1,3\n"
+    shutil.rmtree(copy.root / "book" / "sweeps")
 
 
 def test_the_site_is_served(copy):

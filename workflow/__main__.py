@@ -26,6 +26,9 @@ from workflow.project import (
     source,
 )
 
+#: A part costs seconds to start, and what a kill loses is at most a part for each core.
+_SWEEP_PARTS = 32
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what the person can mend is one line on stderr, and exit status 1."""
@@ -124,7 +127,7 @@ def _book(options: argparse.Namespace) -> None:
     from workflow import graph, parameters
 
     given = parameters.parse(options.parameters)
-    graph.run(["site"], given, cores=options.cores)
+    graph.run(["site"], {"parameters": given}, cores=options.cores)
     print(f"The book is at {(SITE / 'index.html').as_uri()}")
 
 
@@ -155,7 +158,7 @@ def _refreshed(name: str) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from workflow import graph, sweep
 
-    sweep.study(options.name)
+    cells = sweep.study(options.name).cells()
     if options.check is not None:
         if options.check < 1:
             raise WorkflowError(f"CHECK must be at least 1, got {options.check}")
@@ -164,7 +167,8 @@ def _sweep(options: argparse.Namespace) -> None:
         print(found.max().to_string(float_format="{:.2g}".format))
         return
     table = BUILD / "sweeps" / f"{options.name}.csv"
-    graph.run([str(table.relative_to(ROOT))], {}, cores=options.cores, work="sweep")
+    config = {"sweep_parts": min(_SWEEP_PARTS, len(cells))}
+    graph.run([str(table.relative_to(ROOT))], config, cores=options.cores, work="sweep")
     SWEEPS.mkdir(exist_ok=True)
     for path in (table, table.with_suffix(".json")):
         shutil.copyfile(path, SWEEPS / path.name)

@@ -19,10 +19,8 @@ import filelock
 from workflow.project import BUILD, FAILURES, ROOT, WorkflowError
 
 
-def run(
-    targets: Sequence[str], parameters: dict[str, Any], *, cores: int, work: str = "build"
-) -> None:
-    """Bring `targets` of the Snakefile up to date.
+def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str = "build") -> None:
+    """Bring `targets` of the Snakefile up to date, with what it reads from its `config`.
 
     Runs of different `work` share no file and may go on side by side: a build beside a sweep.
 
@@ -45,11 +43,11 @@ def run(
         running.write_text(str(os.getpid()))
         # We hold the lock, so nobody else does this work: what Snakemake finds locked is stale.
         shutil.rmtree(ROOT / ".snakemake" / "locks", ignore_errors=True)
-        _snakemake(targets, parameters, cores, work)
+        _snakemake(targets, config, cores, work)
         running.unlink()
 
 
-def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int, work: str) -> None:
+def _snakemake(targets: Sequence[str], config: dict[str, Any], cores: int, work: str) -> None:
     from snakemake import cli  # seconds of imports that `--help` need not wait for
 
     failures = BUILD / f"{work}-failures.txt"
@@ -63,7 +61,7 @@ def _snakemake(targets: Sequence[str], parameters: dict[str, Any], cores: int, w
     try:
         # In a file they keep their types; on Snakemake's command line a number becomes a text.
         with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
-            json.dump({"parameters": parameters}, given)
+            json.dump(config, given)
             given.flush()
             cli.main([*arguments, given.name, "--", *targets])
     except SystemExit as stop:
