@@ -30,6 +30,12 @@ from lipbook.power_iteration import (
     spectral_norm,
     spectral_norm_bounds,
 )
+from lipbook.regularization import (
+    SpectralPenalty,
+    frobenius_penalty,
+    input_gradient_penalty,
+    penalized_weights,
+)
 from lipbook.wgan import (
     Constraint,
     FrobeniusClipping,
@@ -54,6 +60,7 @@ __all__ = [
     "FrobeniusClipping",
     "FrobeniusExcess",
     "GradientPenalty",
+    "SpectralPenalty",
     "Unconstrained",
     "WeightClipping",
     "activation_constant",
@@ -71,10 +78,12 @@ __all__ = [
     "fit_critic",
     "frobenius_excess_penalty",
     "frobenius_norm",
+    "frobenius_penalty",
     "generator_loss",
     "golub_kahan_lanczos",
     "gradient_penalty",
     "induced_norm",
+    "input_gradient_penalty",
     "interpolate",
     "jacobian_norms",
     "l2_attack",
@@ -82,6 +91,7 @@ __all__ = [
     "layer_product_bound",
     "lower_bound_from_pairs",
     "maximize_jacobian_norm",
+    "penalized_weights",
     "spectral_norm",
     "spectral_norm_bounds",
     "stable_rank",

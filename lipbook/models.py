@@ -6,7 +6,6 @@ Weights come from torch's global generator: call ``torch.manual_seed`` (or the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -130,10 +129,14 @@ def train_classifier(
     epochs: int,
     lr: float = 1e-3,
     batch_size: int = 64,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Minimize the cross entropy with Adam, in place, and leave the model in evaluation mode.
+    """Minimize a loss plus a penalty, (11) or (16), in place; end in evaluation mode.
 
     Parameters
     ----------
@@ -146,9 +149,18 @@ def train_classifier(
     epochs : int
         Passes over the data.
     lr : float, default 1e-3
-        Step size of Adam.
+        Step size of Adam, the optimizer if no other is given.
     batch_size : int, default 64
         Examples per step; the last batch of an epoch may be smaller.
+    criterion : callable, default torch.nn.functional.cross_entropy
+        From the logits and labels of a batch to its mean loss.
+    penalty : callable, optional
+        From the inputs and labels of a batch to a number that is added to its loss, such as
+        ``lambda x, y: 1e-3 * frobenius_penalty(model)``.
+    optimizer : torch.optim.Optimizer, optional
+        Over the parameters of the model.
+    schedule : torch.optim.lr_scheduler.LRScheduler, optional
+        Of that optimizer; it advances at every step, not at every epoch.
     generator : torch.Generator, optional
         On the CPU; shuffles the examples. By default a fresh one of seed 0, so that training is
         deterministic and leaves the global generator alone (unless the model has Dropout).
@@ -158,15 +170,15 @@ def train_classifier(
     Returns
     -------
     pandas.DataFrame
-        One row an epoch: `epoch` from 1, and the running means of `loss` and `accuracy` over the
-        batches as they were trained on.
+        One row an epoch: `epoch` from 1, and the running means of `loss`, `penalty` (0 without
+        one) and `accuracy` over the batches as they were trained on.
 
     Raises
     ------
     TypeError, ValueError
         If an argument has the wrong type or is out of range.
     FloatingPointError
-        If the loss ceases to be finite.
+        If the loss or the penalty ceases to be finite.
 
     Examples
     --------
@@ -174,7 +186,7 @@ def train_classifier(
     >>> model = mlp([1, 2])
     >>> history = train_classifier(model, inputs, torch.tensor([0, 1]), epochs=200, lr=0.1)
     >>> history.columns.tolist(), accuracy(model, inputs, torch.tensor([0, 1]))
-    (['epoch', 'loss', 'accuracy'], 1.0)
+    (['epoch', 'loss', 'penalty', 'accuracy'], 1.0)
     >>> train_classifier(model, inputs, torch.tensor([0, 1, 1]), epochs=1)
     Traceback (most recent call last):
     ValueError: labels must have shape (2,), one class for each input, got (3,)
@@ -182,29 +194,38 @@ def train_classifier(
     check_labelled(inputs, labels)
     check_count(epochs, "epochs")
     check_count(batch_size, "batch_size")
+    check_positive(lr, "lr")
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError("schedule must be one of the optimizer that is passed beside it")
     generator = generator or torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=check_positive(lr, "lr"))
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=lr)
     history = []
     model.train()
     for epoch in trange(1, epochs + 1, desc="epochs", disable=not progress):
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
-        total_loss = total_right = 0.0
+        totals = torch.zeros(3, dtype=torch.float64)
         for batch in torch.split(order, batch_size):
-            logits = model(inputs[batch])
-            loss = F.cross_entropy(logits, labels[batch])
+            x, y = inputs[batch], labels[batch]
+            logits = model(x)
+            loss = criterion(logits, y)
+            added = torch.zeros_like(loss) if penalty is None else penalty(x, y)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss + added).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if not math.isfinite(loss.item()):
+            if schedule is not None:
+                schedule.step()
+            right = (logits.argmax(1) == y).double().mean()
+            means = torch.stack([loss.detach().double(), added.detach().double(), right]).cpu()
+            if not bool(means.isfinite().all()):
                 raise FloatingPointError(
-                    f"training diverged in epoch {epoch}: the loss is {loss.item()}; "
-                    f"lower lr={lr}, or train in float32 (Adam's eps underflows in float16)"
+                    f"training diverged in epoch {epoch}: the loss is {loss.item()} and the "
+                    f"penalty {added.item()}; lower lr={optimizer.param_groups[0]['lr']}, weaken "
+                    "the penalty, or train in float32 (Adam's eps underflows in float16)"
                 )
-            total_loss += loss.item() * len(batch)
-            total_right += (logits.argmax(1) == labels[batch]).sum().item()
-        history.append((epoch, total_loss / len(labels), total_right / len(labels)))
+            totals += means * len(batch)
+        history.append((epoch, *(totals / len(labels)).tolist()))
     model.eval()
-    return pd.DataFrame(history, columns=["epoch", "loss", "accuracy"])
+    return pd.DataFrame(history, columns=["epoch", "loss", "penalty", "accuracy"])
 
 
 @torch.no_grad()

@@ -108,6 +108,59 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone():
     assert not torch.equal(models[0][0].weight, models[2][0].weight)
 
 
+def test_the_history_keeps_loss_and_penalty_apart():
+    history = train_classifier(mlp([2, 2]), BLOBS, CLASSES, epochs=2, penalty=lambda x, _: x.max())
+    assert history.columns.tolist() == ["epoch", "loss", "penalty", "accuracy"]
+    assert history["penalty"].tolist() == pytest.approx([BLOBS.max().item()] * 2)
+    without = train_classifier(mlp([2, 2]), BLOBS, CLASSES, epochs=2)
+    assert without["penalty"].tolist() == [0, 0]
+
+
+def test_a_penalty_is_minimized_with_the_loss_and_sees_the_batch():
+    model, sizes = mlp([2, 2]), []
+
+    def penalty(inputs, labels):
+        assert torch.equal(labels, (inputs[:, 0] > 0).long())
+        sizes.append(len(inputs))
+        return 100 * model[0].weight.square().sum()
+
+    train_classifier(model, BLOBS, CLASSES, epochs=100, lr=0.01, batch_size=30, penalty=penalty)
+    assert sizes[:4] == [30, 10, 30, 10]
+    assert model[0].weight.abs().max() < 0.05
+
+
+def test_another_criterion_is_minimized():
+    def confidence(criterion) -> float:
+        torch.manual_seed(0)
+        model = mlp([2, 2])
+        train_classifier(model, BLOBS, CLASSES, epochs=300, lr=0.1, criterion=criterion)
+        return torch.softmax(model(BLOBS), 1).amax(1).mean().item()
+
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.4)  # its best answer is 0.8 and 0.2
+    assert confidence(smooth) < 0.9 < confidence(nn.functional.cross_entropy)
+
+
+def test_another_optimizer_and_its_schedule_advance_at_every_step():
+    model = mlp([2, 2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+    train_classifier(
+        model, BLOBS, CLASSES, epochs=3, batch_size=20, optimizer=optimizer, schedule=schedule
+    )
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 4)  # 6 steps, halved at 3 and 6
+
+
+def test_a_schedule_of_another_optimizer_is_refused():
+    model = mlp([2, 2])
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.ConstantLR(second)
+    for optimizer in (first, None):
+        with pytest.raises(ValueError, match="schedule must be one of the optimizer"):
+            train_classifier(
+                model, BLOBS, CLASSES, epochs=1, optimizer=optimizer, schedule=schedule
+            )
+
+
 @pytest.mark.parametrize("progress", [False, True])
 def test_progress_is_shown_when_asked_for(progress, capsys):
     train_classifier(mlp([2, 2]), BLOBS, CLASSES, epochs=1, progress=progress)
@@ -118,6 +171,13 @@ def test_accuracy_is_that_of_evaluation_mode_and_restores_the_mode():
     model = nn.Sequential(nn.Dropout(0.9), nn.Identity())
     assert accuracy(model, torch.eye(64), torch.arange(64)) == 1.0
     assert model.training
+
+
+def test_a_penalty_that_is_not_finite_is_an_error():
+    with pytest.raises(FloatingPointError, match=r"the penalty inf; .*weaken the penalty"):
+        train_classifier(
+            mlp([2, 2]), BLOBS, CLASSES, epochs=1, penalty=lambda x, _: x.sum() * torch.inf
+        )
 
 
 def test_divergence_is_an_error_that_names_the_way_out():
