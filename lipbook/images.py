@@ -81,11 +81,17 @@ def photo_patches(
 
 def _contrast(photos: Tensor, size: int) -> Tensor:
     """Compute the standard deviation of the grey levels of every patch, scaled as the patches."""
-    # Sums of squared integers are exact in float64: every machine finds the same patches.
-    grey = photos.to(torch.float64).sum(dim=1)
-    mean = F.avg_pool2d(grey, size, stride=1)
-    mean_square = F.avg_pool2d(grey.square(), size, stride=1)
-    return (mean_square - mean.square()).clamp_min(0).sqrt() / (3 * 127.5)
+    # Integers up to the root, so that every machine finds the same patches.
+    grey = photos.to(torch.int64).sum(dim=1)
+    variance = size**2 * _patch_sums(grey**2, size) - _patch_sums(grey, size) ** 2
+    return variance.double().sqrt() / (size**2 * 3 * 127.5)
+
+
+def _patch_sums(values: Tensor, size: int) -> Tensor:
+    """Sum each size×size patch of (n, height, width) with four look-ups in a cumulated table."""
+    table = F.pad(values.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    right, left = table[..., size:], table[..., :-size]
+    return (right - left)[:, size:] - (right - left)[:, :-size]
 
 
 @overload
@@ -262,5 +268,8 @@ def _pixels(image: Image.Image, size: int | None) -> Tensor:
         raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
     upright = ImageOps.exif_transpose(image).convert("RGB")
     if size is not None:
-        upright = ImageOps.fit(upright, (size, size))
+        edge = min(upright.size)
+        left, top = (upright.width - edge) // 2, (upright.height - edge) // 2
+        square = upright.crop((left, top, left + edge, top + edge))
+        upright = square.resize((size, size))
     return torch.as_tensor(np.array(upright)).permute(2, 0, 1)
