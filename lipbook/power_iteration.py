@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
+from scipy.linalg import blas, lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -28,7 +29,8 @@ Method = Literal["auto", "gram", "lanczos", "svd"]
 _GRAM_LIMIT = 256  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
 _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
-_SCIPY_BLAS = ThreadpoolController().select(user_api="blas")
+# NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
+_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 class PowerIteration(NamedTuple):
@@ -431,6 +433,8 @@ def first_order(x: Tensor) -> Tensor:
 
     ``‖W v‖`` with a constant top vector v has the gradient of ``‖W‖₂``, and not its Hessian.
     """
+    if not x.requires_grad:
+        return x
     output: Tensor = _FirstOrder.apply(x)  # type: ignore[no-untyped-call]
     return output
 
@@ -442,7 +446,7 @@ def random_start(n: int, like: Tensor) -> Tensor:
 
 
 def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-    return (matrix @ x[..., None])[..., 0]
+    return matrix @ x if x.ndim == 1 else (matrix @ x[..., None])[..., 0]
 
 
 def _normalize(x: Tensor) -> Tensor:
@@ -475,28 +479,45 @@ def _start(
 
 def _top_pair_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Any:
     """Largest eigenvalue and its vector, shape (k,), of a symmetric tridiagonal matrix."""
-    last = len(diagonal) - 1
-    values, vectors = scipy.linalg.eigh_tridiagonal(
-        np.array(diagonal),
-        np.array(off_diagonal),
-        select="i",
-        select_range=(last, last),
-        check_finite=False,
+    k = len(diagonal)
+    # Past SciPy's eigh_tridiagonal, whose checks take as long as the work.
+    _, values, vectors, info = lapack.dstemr(
+        np.array(diagonal), np.array([*off_diagonal, 0.0]), range=2, vl=0, vu=0, il=k, iu=k
     )
+    if info != 0:  # pragma: no cover
+        raise RuntimeError(f"LAPACK's stemr failed with info = {info}; method='svd' is left")
     return values[0], vectors[:, 0]
+
+
+def _single_threaded(tall: Tensor) -> bool:
+    """Whether to leave the products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
+
+    Only if torch has one thread: two pools of threads would wait for each other's cores.
+    """
+    return not tall.is_cuda and tall.ndim == 2 and torch.get_num_threads() == 1
+
+
+def _gram(tall: Tensor) -> Tensor:
+    """``WᵀW``, of which the upper triangle counts."""
+    if not _single_threaded(tall):
+        return tall.mT @ tall
+    array = tall.numpy()
+    by_rows = array.flags.c_contiguous  # and BLAS reads by columns
+    syrk: Any = blas.ssyrk if array.dtype == np.float32 else blas.dsyrk  # half of a gemm
+    return torch.from_numpy(syrk(1.0, array.T if by_rows else array, trans=not by_rows))
 
 
 def _top_right_by_gram(tall: Tensor) -> Tensor:
     """Top right singular vectors, shape (..., n), from the eigenvectors of ``WᵀW``."""
-    gram = tall.mT @ tall
-    if gram.ndim > 2 or gram.is_cuda:
-        vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    if tall.ndim > 2 or tall.is_cuda:
+        vectors: Tensor = torch.linalg.eigh(tall.mT @ tall).eigenvectors
         return vectors[..., -1]
-    # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
+    gram = _gram(tall).numpy()
     n = len(gram)
-    syevr: Any = scipy.linalg.get_lapack_funcs("syevr", (gram.numpy(),))
-    with _SCIPY_BLAS.limit(limits=1):  # its pool and torch's would wait for the same cores
-        _, eigenvectors, _, _, info = syevr(gram.numpy(), range="I", il=n, iu=n, overwrite_a=1)
+    # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
+    syevr: Any = lapack.ssyevr if gram.dtype == np.float32 else lapack.dsyevr
+    with nullcontext() if _single_threaded(tall) else _BLAS.limit(limits=1):
+        _, eigenvectors, _, _, info = syevr(gram, range="I", il=n, iu=n, overwrite_a=1)
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
     return torch.from_numpy(eigenvectors[:, 0])
@@ -507,10 +528,17 @@ def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
     if tall.ndim > 2:
         return torch.stack([_top_right_by_lanczos(one, rtol, max_steps) for one in tall])
     found = golub_kahan_lanczos(
-        tall.mv,
-        tall.mT.mv,
+        _product(tall),
+        _product(tall.mT),
         random_start(tall.shape[-1], like=tall),
         rtol=rtol,
         max_steps=max_steps,
     )
     return found.right if found.converged else _top_right_by_gram(tall)
+
+
+def _product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    if not _single_threaded(matrix):
+        return matrix.mv
+    array = matrix.numpy()
+    return lambda x: torch.from_numpy(array @ x.numpy())
