@@ -121,6 +121,54 @@ def digits_cnn(
     )
 
 
+def vgg(
+    input_shape: Sequence[int], n_classes: int, *, widths: Sequence[int] = (32, 64, 128)
+) -> nn.Sequential:
+    """Blocks of two 3×3 convolutions and a 2×2 max pooling, then a dense layer.
+
+    The plan of Simonyan & Zisserman 2015, small, and without BatchNorm, before which the norm of a
+    weight says nothing about the function (chapter 2).
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        (channels, height, width) of one image; each block halves height and width.
+    n_classes : int
+        Width of the output.
+    widths : sequence of int, default (32, 64, 128)
+        Channels of each block.
+
+    Returns
+    -------
+    nn.Sequential
+        From shape (n, *input_shape) to (n, n_classes).
+
+    Examples
+    --------
+    >>> vgg((3, 32, 32), 5)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 5])
+    >>> vgg((3, 4, 4), 5)
+    Traceback (most recent call last):
+    ValueError: input_shape must be at least 8×8 for 3 blocks, got (3, 4, 4)
+    """
+    channels, height, width = (check_count(n, "input_shape") for n in input_shape)
+    halved = 2 ** len(widths)
+    if min(height, width) < halved:
+        raise ValueError(
+            f"input_shape must be at least {halved}×{halved} for {len(widths)} blocks, "
+            f"got {tuple(input_shape)}"
+        )
+    layers: list[nn.Module] = []
+    for after in (check_count(width, "widths") for width in widths):
+        for before in (channels, after):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        channels = after
+    pixels = (height // halved) * (width // halved)
+    dense = nn.Linear(channels * pixels, check_count(n_classes, "n_classes"))
+    return nn.Sequential(*layers, nn.Flatten(), dense)
+
+
 def train_classifier(
     model: nn.Module,
     inputs: Tensor,

@@ -14,6 +14,7 @@ from lipbook.models import (
     evaluation_mode,
     mlp,
     train_classifier,
+    vgg,
 )
 
 BLOBS = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).repeat(20, 1)
@@ -56,6 +57,26 @@ def test_digits_cnn_takes_flat_images():
     assert sum(isinstance(layer, nn.Tanh) for layer in net) == 2
     with pytest.raises(ValueError, match="channels must be at least 1"):
         digits_cnn((4, 0))
+
+
+def test_vgg_halves_the_image_in_each_block():
+    net = vgg((1, 12, 9), 3, widths=(2, 4))
+    assert [type(layer).__name__ for layer in net[:5]] == ["Conv2d", "ReLU"] * 2 + ["MaxPool2d"]
+    assert net[:-2](torch.zeros(1, 1, 12, 9)).shape == (1, 4, 3, 2)
+    assert net(torch.zeros(5, 1, 12, 9)).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((3, 8, 7), 2), r"at least 8×8 for 3 blocks, got \(3, 8, 7\)"),
+        (((0, 8, 8), 2), "input_shape must be at least 1"),
+        (((3, 8, 8), 0), "n_classes must be at least 1"),
+    ],
+)
+def test_vgg_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vgg(*arguments)
 
 
 def test_evaluation_mode_restores_each_module_even_after_an_error():
