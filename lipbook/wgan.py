@@ -342,6 +342,7 @@ class Constraint(Protocol):
 
     def after_step(self, critic: nn.Module) -> None:
         """Change the critic in place after each step of its optimizer."""
+        return  # not an empty body, which would be abstract
 
 
 @dataclass(frozen=True)
@@ -468,7 +469,8 @@ def _gradient_penalty(
             f"critic must return one score a sample, shape ({len(points)},) or "
             f"({len(points)}, 1), got {(*scores.shape,)}"
         )
-    (gradients,) = torch.autograd.grad(scores.sum(), points, create_graph=True)
+    ones = torch.ones_like(scores)
+    (gradients,) = torch.autograd.grad(scores, points, ones, create_graph=True)
     deviations = gradient_norms(gradients) - target
     return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
 
