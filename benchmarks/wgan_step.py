@@ -41,13 +41,13 @@ class Task(NamedTuple):
     critic: nn.Module
     data: Tensor
     batch_size: int
-    steps: int  # of the generator in a round
+    steps: int = 20  # of the generator in a round, a multiple of what history measures in
 
 
 def points() -> Task:
     """Return the networks of the plane: three hidden layers of 128."""
     data = torch.randn(4096, 2)
-    return Task(mlp([LATENT_DIM, 128, 128, 2]), mlp([2, 128, 128, 128, 1]), data, 256, 10)
+    return Task(mlp([LATENT_DIM, 128, 128, 2]), mlp([2, 128, 128, 128, 1]), data, 256)
 
 
 def images() -> Task:
@@ -62,7 +62,7 @@ def images() -> Task:
         *(nn.Conv2d(32, 64, 5, stride=2, padding=2), nn.LeakyReLU(0.3)),
         *(nn.Flatten(), nn.Linear(64 * 64, 1)),
     )
-    return Task(generator_net, critic, torch.randn(256, 3, 32, 32), 16, 4)
+    return Task(generator_net, critic, torch.randn(256, 3, 32, 32), 16)
 
 
 TASKS = {"points 256×2": points, "images 16×3×32×32": images}
@@ -216,7 +216,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
