@@ -447,8 +447,14 @@ def _try_out(
     real = check_tensor(sample_real(batch_size, spare), "a batch of sample_real", min_ndim=1)
     if len(real) != batch_size:
         raise ValueError(f"sample_real must draw {batch_size} samples when asked, got {len(real)}")
-    with torch.no_grad(), evaluation_mode(generator_net):
-        fake = generator_net(draw_latents(spare))
+    latents = draw_latents(spare)
+    try:
+        with torch.no_grad(), evaluation_mode(generator_net):
+            fake = generator_net(latents)
+    except RuntimeError as error:
+        raise ValueError(
+            f"latent_dim={latents.shape[1]} does not suit generator_net: {error}"
+        ) from error
     if fake.shape[1:] != real.shape[1:]:
         raise ValueError(
             "generator_net must return samples of the shape of the real ones, "
