@@ -77,8 +77,7 @@ def best(table: pd.DataFrame) -> dict[str, float]:
     mean = runs[["score", "growth"]].mean().reset_index()
     settled = mean[(mean["growth"] < 1.5) | (mean["method"] == "none")]
     top = settled.loc[settled.groupby("method")["score"].idxmax()]
-    chosen: dict[str, float] = top.set_index("method")["strength"].to_dict()
-    return chosen
+    return dict(zip(top["method"], top["strength"], strict=True))
 
 
 def measure(method: str, strength: float, target: str, seed: int) -> dict[str, float]:
