@@ -32,11 +32,12 @@ def save(file: Path, color="white", *, size=WIDE, mode="RGB") -> Path:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Write three black cats and two white dogs."""
+    """Write three black cats, two white dogs and one black eel."""
     for i in range(3):
         save(tmp_path / "cats" / f"{i}.png", "black")
     for i in range(2):
         save(tmp_path / "dogs" / f"{i}.bmp", "white", size=(9, 9))
+    save(tmp_path / "eels" / "0.png", "black")
     return tmp_path
 
 
@@ -115,9 +116,9 @@ def test_subfolders_are_classes(classes):
     (classes / "link").symlink_to(classes / "cats")
     data = image_folder(classes, size=4, labelled=True)
     assert isinstance(data, LabelledData)
-    assert data.labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 2]
     assert data.labels.dtype == torch.int64
-    assert data.inputs.mean(dim=(1, 2, 3)).tolist() == [-1, -1, -1, 1, 1]
+    assert data.inputs.mean(dim=(1, 2, 3)).tolist() == [-1, -1, -1, 1, 1, -1]
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -168,7 +169,7 @@ def test_a_photograph_held_sideways_is_turned(tmp_path):
 
 def test_max_images_counts_in_each_class(classes):
     data = image_folder(classes, size=4, labelled=True, max_images=1)
-    assert data.labels.tolist() == [0, 1]
+    assert data.labels.tolist() == [0, 1, 2]
     assert len(image_folder(classes / "cats", max_images=2)) == 2
     assert len(image_folder(classes / "cats", max_images=9, min_images=3)) == 3
 
