@@ -1,5 +1,6 @@
 """Losses, the gradient penalty and the constraints, against formulas and other routes."""
 
+import itertools
 import math
 
 import pytest
@@ -315,6 +316,31 @@ def test_weight_clipping_clamps_every_parameter(seed, c):
     clip_weights_(critic, c)
     for old, new in zip(before, critic.parameters(), strict=True):
         assert torch.equal(new, old.clamp(-c, c))
+
+
+def test_clipping_does_not_only_rescale():
+    """Two samples at one distance, and clipping's best estimates of it differ by a factor of 2.
+
+    a·(relu(w x + b)) is monotone, which suits a step from 0 to 1. From 0 to both -1 and 1 its gain
+    is a·(relu(b - w) + relu(b + w)) / 2 - a·relu(b), and at most (|w| - |b|) / 2.
+    """
+    critic = mlp([1, 1, 1]).double()
+    parameters = nn.utils.parameters_to_vector(critic.parameters())  # w, b, a and an offset
+
+    def best_estimate(real, fake):
+        estimates = []
+        for values in itertools.product(torch.linspace(-2, 2, 9).double(), repeat=3):
+            vector = torch.stack([*values, parameters[3]])
+            nn.utils.vector_to_parameters(vector, critic.parameters())
+            clip_weights_(critic, 1.0)
+            estimates.append(wasserstein_estimate(critic(real), critic(fake)).item())
+        return max(estimates)
+
+    zero, one = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
+    both = torch.cat([-one, one])
+    for real, estimate in ((one, 1.0), (both, 0.5)):
+        assert scipy.stats.wasserstein_distance(real[:, 0], zero[:, 0]) == 1
+        assert best_estimate(real, zero) == pytest.approx(estimate)
 
 
 @settings(deadline=None, max_examples=25)
