@@ -148,8 +148,9 @@ def train_wgan(
     """Train a generator against a constrained critic, in place, and leave both for evaluation.
 
     A step is `critic_steps` updates of the critic (18) and one of the generator. If `checkpoint`
-    exists, the training goes on from there to the very weights of a run that was never stopped:
-    give it the arguments of the first call (`steps` may grow) and networks of the same shape.
+    exists, the training goes on from there to the very weights of a run that was never stopped, on
+    the same machine with as many threads: give it the arguments of the first call (`steps` may
+    grow) and networks of the same shape.
 
     Parameters
     ----------
