@@ -5,6 +5,7 @@ the public names. One is left out: ``lipbook.power_iteration`` is the module, an
 that name is ``lipbook.power_iteration.power_iteration``.
 """
 
+from lipbook.certificate import lipschitz_certificate
 from lipbook.convolution import (
     circular_conv_spectral_norm,
     conv_matrix,
@@ -24,6 +25,7 @@ from lipbook.lipschitz import (
     maximize_jacobian_norm,
 )
 from lipbook.matrix_norms import frobenius_norm, induced_norm, stable_rank
+from lipbook.normalization import SpectralProjection, project_spectral_, spectral_normalize
 from lipbook.power_iteration import (
     article_keras_spectral_norm,
     golub_kahan_lanczos,
@@ -61,6 +63,7 @@ __all__ = [
     "FrobeniusExcess",
     "GradientPenalty",
     "SpectralPenalty",
+    "SpectralProjection",
     "Unconstrained",
     "WeightClipping",
     "activation_constant",
@@ -89,11 +92,14 @@ __all__ = [
     "l2_attack",
     "layer_matrix",
     "layer_product_bound",
+    "lipschitz_certificate",
     "lower_bound_from_pairs",
     "maximize_jacobian_norm",
     "penalized_weights",
+    "project_spectral_",
     "spectral_norm",
     "spectral_norm_bounds",
+    "spectral_normalize",
     "stable_rank",
     "train_wgan",
     "wasserstein_estimate",

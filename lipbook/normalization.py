@@ -48,18 +48,19 @@ def spectral_normalize(
     r"""Replace a weight W by ``c W / ‖W‖₂`` whenever the layer uses it, and train through that.
 
     A drop-in for `torch.nn.utils.parametrizations.spectral_norm`: same arguments, buffers,
-    ``state_dict``, random draws and warm start, hence the same training up to rounding. In
-    training mode every access does `n_power_iterations` steps of (15) from the vectors of the
-    last access and divides by the estimate, a lower bound of the norm; in evaluation mode it
-    keeps the old vectors (and does the steps nevertheless, which torch does not). With :math:`\bar W = cW/σ` and a loss gradient G with respect to
-    :math:`\bar W`, the gradient with respect to W is :math:`c\,(G - ⟨G, W⟩ u v^\top/σ)/σ`: what
-    would only lengthen W along :math:`u v^\top` is taken out of it. Differs from torch's where
-    that one goes wrong:
+    ``state_dict``, random draws and warm start, hence the same training up to rounding. Every
+    access does `n_power_iterations` steps of (15) from the vectors that the last access in
+    training mode has left, and divides by the estimate, a lower bound of the norm. With
+    :math:`\bar W = cW/σ` and a loss gradient G with respect to :math:`\bar W`, the gradient with
+    respect to W is :math:`c\,(G - ⟨G, W⟩ u v^\top/σ)/σ`: u and v count as constants, and what
+    would only lengthen W is taken out of G. Differs from torch's where that one goes wrong:
 
-    - Where the estimate is at most `eps`, a zero weight say, the result is 0 and not NaN, the
-      gradient passes unchanged, and the vectors are kept.
+    - A weight with an estimate of at most `eps`, zero say, is left as it is, where torch gives
+      NaN; its gradient passes unchanged, and the vectors are kept.
+    - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the vectors of the last step, which may
+      be anything; here the steps are done, on copies.
     - Assigning to the weight renews its vectors. If they are another weight's in evaluation mode,
-      because it was overwritten, that access finds its own; vectors may be averaged.
+      because it was overwritten, that access finds its own. Vectors may be averaged.
     - Half precision is normalized in float32, also under autocast.
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
       running variance, where torch divides by ‖γ‖₂ (SP4). Other 1-D weights are one row.
@@ -275,6 +276,7 @@ class _Normalization(nn.Module):
             with torch.autocast(device, enabled=False):
                 return self.forward(weight)
         working = weight.float() if weight.dtype in _HALF else weight
+        normalized: Tensor
         if self.training:
             normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
         else:  # where torch.func may look at it, which knows no such function
@@ -301,7 +303,7 @@ class _Normalize(torch.autograd.Function):
         return weight * factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         weight, sigma, left, right, factor = ctx.saved_tensors
         if torch.is_grad_enabled():  # to differentiate twice
             normalized = _divided(weight, left, right, ctx.options)

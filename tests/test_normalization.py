@@ -153,7 +153,7 @@ def test_gradients(options, training):
     weight = gaussian(4, 3).requires_grad_()
     layer = linear(weight.detach(), **options)
     for _ in range(500):
-        layer.weight
+        _ = layer.weight
     layer.train(training)
     normalize = layer.parametrizations.weight[0]
     u, v = (x.clone() for x in vectors(layer))
@@ -357,7 +357,7 @@ def test_autocast():
         target.copy_(source)
     with torch.autocast("cpu", torch.bfloat16):
         output = cast(torch.ones(1, 30))
-    plain.weight
+    _ = plain.weight
     assert output.dtype == torch.bfloat16
     for ours, theirs in zip(vectors(cast), vectors(plain), strict=True):
         assert torch.equal(ours, theirs)
