@@ -281,8 +281,11 @@ class _Normalization(nn.Module):
             normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
         else:  # where torch.func may look at it, which knows no such function
             with torch.no_grad():
-                _, left, right = self.estimate(working)
-            normalized = _divided(working, left, right, self.options)
+                sigma, left, right = self.estimate(working)
+            if torch.is_grad_enabled():
+                normalized = _divided(working, left, right, self.options)
+            else:
+                normalized = working * self.options.factor(sigma)
         return normalized if working is weight else normalized.to(weight.dtype)
 
 

@@ -291,6 +291,8 @@ def test_evaluation_mode_leaves_the_vectors_and_is_repeatable():
     before = [vector.clone() for vector in vectors(layer)]
     first, second = layer.weight, layer.weight
     assert torch.equal(first, second)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.weight, first.detach())
     for now, then in zip(vectors(layer), before, strict=True):
         assert torch.equal(now, then)
 
