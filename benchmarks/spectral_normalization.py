@@ -111,7 +111,7 @@ def compare(calls: dict[str, Call], rounds: int, run: Run, progress: tqdm[Any]) 
         order = shuffled.sample(list(calls), len(calls))
         rows.append({name: 1e3 * seconds(calls[name], repeats[name]) for name in order})
         progress.update()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(calls))
 
 
 def main() -> None:
