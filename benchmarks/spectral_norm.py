@@ -2,8 +2,9 @@
 
 Every round times all the routes one after the other, so that a slow moment of the machine hits
 them alike, and in an order of its own, since each finds the caches as the one before left them;
-one thread on a CPU is timed by what it used of it, whatever else runs there. A peer counts only where it reaches the relative accuracy that lipbook promises,
-measured against the SVD in float64; iterative peers are asked for that tolerance.
+one thread on a CPU is timed by what it used of it, whatever else runs there. A peer counts only
+where it reaches the relative accuracy that lipbook promises, measured against the SVD in float64;
+iterative peers are asked for that tolerance.
 """
 
 from __future__ import annotations
