@@ -67,7 +67,7 @@ def measure(method: str, generator_lr: float, seed: int) -> list[dict[str, float
             with torch.no_grad():
                 seen.append({"step": step, **quality(generator_net(latents), held_out)})
 
-    history = train_wgan(
+    estimates = train_wgan(
         generator_net,
         critic,
         real_samples,
@@ -79,13 +79,8 @@ def measure(method: str, generator_lr: float, seed: int) -> list[dict[str, float
         generator_lr=generator_lr,
         generator=torch.Generator().manual_seed(seed),
         on_step=look,
-    ).set_index("step")
-    seconds = history["seconds"].cumsum()
-    for row in seen:
-        at = int(row["step"])
-        row["estimate"] = float(history["estimate"][at])
-        row["seconds"] = float(seconds[at])
-    return seen
+    ).set_index("step")["estimate"]
+    return [{**row, "estimate": float(estimates[int(row["step"])])} for row in seen]
 
 
 def networks(seed: int) -> tuple[nn.Sequential, nn.Sequential]:
