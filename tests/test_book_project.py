@@ -261,10 +261,13 @@ def test_an_import_against_the_stream_is_refused(tmp_path, module, line):
     assert module in done.stdout
 
 
-def test_a_wheel_takes_the_catalogue_along():
+def test_a_wheel_takes_the_catalogue_and_the_tables_along():
     included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {"book/claims.yml": "lipbook/claims.yml"}
-    assert (ROOT / "book" / "claims.yml").exists()
+    assert included == {
+        "book/claims.yml": "lipbook/claims.yml",
+        "book/sweeps": "lipbook/sweeps/tables",
+    }
+    assert all((ROOT / path).exists() for path in included)
 
 
 # --- what is tracked
