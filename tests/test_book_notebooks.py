@@ -27,7 +27,9 @@ every_chapter = pytest.mark.parametrize("chapter", chapters())
 
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
-MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {}
+MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
+    "04_spectral_regularization": {"image_dir": ("str", '""')},
+}
 
 
 def stored(chapter: str) -> NotebookNode:
