@@ -130,11 +130,15 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone():
 
 
 def test_the_history_keeps_loss_and_penalty_apart():
-    history = train_classifier(mlp([2, 2]), BLOBS, CLASSES, epochs=2, penalty=lambda x, _: x.max())
+    model = mlp([2, 2])
+    without = train_classifier(copy.deepcopy(model), BLOBS, CLASSES, epochs=2)
+    history = train_classifier(
+        model, BLOBS, CLASSES, epochs=2, batch_size=64, penalty=lambda *_: BLOBS.max()
+    )
     assert history.columns.tolist() == ["epoch", "loss", "penalty", "accuracy"]
     assert history["penalty"].tolist() == pytest.approx([BLOBS.max().item()] * 2)
-    without = train_classifier(mlp([2, 2]), BLOBS, CLASSES, epochs=2)
     assert without["penalty"].tolist() == [0, 0]
+    assert history["loss"].tolist() == without["loss"].tolist()  # a constant changes no gradient
 
 
 def test_a_penalty_is_minimized_with_the_loss_and_sees_the_batch():
@@ -169,6 +173,16 @@ def test_another_optimizer_and_its_schedule_advance_at_every_step():
         model, BLOBS, CLASSES, epochs=3, batch_size=20, optimizer=optimizer, schedule=schedule
     )
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 4)  # 6 steps, halved at 3 and 6
+
+
+def test_the_optimizer_that_is_given_makes_the_step():
+    model = mlp([2, 2])
+    before = copy.deepcopy(model)
+    nn.functional.cross_entropy(before(BLOBS), CLASSES).backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_classifier(model, BLOBS, CLASSES, epochs=1, optimizer=optimizer)
+    expected = before[0].weight - 0.1 * before[0].weight.grad
+    torch.testing.assert_close(model[0].weight, expected)
 
 
 def test_a_schedule_of_another_optimizer_is_refused():

@@ -52,6 +52,7 @@ def test_the_noise_is_in_training_and_validation_only(noise):
         (a.labels != b.labels).double().mean().item() for a, b in zip(true, noisy, strict=True)
     ]
     assert wrong == pytest.approx([noise, noise, 0.0])
+    assert [len(part.labels) for part in noisy] == [200, 400, 600]
 
 
 def test_the_best_on_validation_is_selected_and_of_equals_the_strongest():
