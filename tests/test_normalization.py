@@ -454,6 +454,28 @@ def test_reshaped_kernel_is_not_the_operator():
 
 @modest
 @given(seed=seeds)
+def test_relu_sees_half_of_a_fold(seed):
+    """SP2: real samples at ±1 and fakes at 0 are 1 apart, and ReLU critics see half of that."""
+    at = torch.tensor([[-1.0], [1.0], [0.0]]).double()
+
+    def estimate(first, activation, last, bias):
+        net = nn.Sequential(linear(first), activation, linear(last))
+        net[0].bias = nn.Parameter(bias)
+        scores = net(at).squeeze(1)
+        return (scores[:2].mean() - scores[2]).item()
+
+    w, a, b = (
+        gaussian(16, 1, seed=seed),
+        gaussian(1, 16, seed=seed + 1),
+        gaussian(16, seed=seed + 2),
+    )
+    assert estimate(w, nn.ReLU(), a, b) <= 0.5 + 1e-12
+    w, a, b = torch.tensor([[1.0], [-1.0]]).double(), torch.ones(1, 2).double(), torch.zeros(2)
+    assert estimate(w, nn.ReLU(), a, b.double()) == pytest.approx(0.5)
+
+
+@modest
+@given(seed=seeds)
 def test_batch_norm(seed):
     """SP4: the constant in evaluation mode is max |γ/std|, and ‖γ‖₂ has no part in it."""
     layer = nn.BatchNorm1d(5, dtype=torch.float64)
