@@ -1,9 +1,10 @@
 """Chapter 5's study of many classes: whether the penalty fails there, and through its pairing.
 
 Every class is one and the same task: its real samples lie at a centre, its fakes a distance
-`SHIFT` away in a direction of its own, and the centres lie `SPACING` apart. Only the number of
-classes changes. First a critic is trained between the two fixed samples; then the fakes, as free
-points, follow it, with four updates of the critic to one of theirs.
+`SHIFT` away in a direction of its own, and the centres lie `SPACING` apart. The samples are shared
+out among the classes; nothing else changes with their number. First a critic is trained between
+the two fixed samples; then the fakes, as free points, follow it, with four updates of the critic to
+one of theirs.
 
 A sample carries its class as its last coordinate. Critics see it only where they are conditional.
 """
@@ -30,6 +31,7 @@ CRITIC_STEPS, FLOW_STEPS, CRITIC_STEPS_EACH = 600, 150, 4
 CRITIC_LR, POINT_LR = 1e-3, 0.03
 #: Norms above this count as too large: the excess that one class has by the formula, doubled.
 EXCESS = 1 + 2 * SHIFT / (2 * 10)
+MOST, TENTH = 0.5, 1.1  #: The criterion: the share too steep, and the distance of any over within.
 
 Cell = dict[str, int | float | str]
 #: What holds unless a control changes one thing: more steps, say, or λ times the classes.
@@ -64,7 +66,7 @@ def cells() -> list[Cell]:
         for side in ("two", "one")
         for pairing, changes in (
             ("any", (PLANE, CONDITIONAL, PATIENT, WIDE, HEAVY)),
-            ("within", (PLANE, CONDITIONAL, PATIENT)),
+            ("within", (PLANE, CONDITIONAL, PATIENT, WIDE)),
         )
         for change in changes
     ]

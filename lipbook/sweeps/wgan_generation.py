@@ -1,6 +1,6 @@
 """Chapter 5's study of generators: eight Gaussians, learnt under each constraint and under none.
 
-Every method has the same networks and steps, and three step sizes of the generator to choose from
+Every method has the same networks and steps; its strength and the generator's step size are chosen
 on seeds of their own. What counts is the exact W₁ to held-out samples along the way.
 """
 
@@ -21,39 +21,63 @@ N_HELD_OUT, STD = 400, 0.1
 STEPS, CRITIC_LR = 600, 1e-3
 SNAPSHOTS = (1, 25, 50, 100, 200, 400, 600)
 
-METHODS: dict[str, Constraint] = {
-    "none": Unconstrained(),
-    "weight clipping": WeightClipping(0.1),
-    "two-sided": GradientPenalty(10.0),
-    "one-sided": GradientPenalty(10.0, one_sided=True),
+GENERATOR_LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+#: The strengths tried: c, and λ twice.
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "none": (0.0,),
+    "weight clipping": (0.03, 0.1),
+    "two-sided": (1.0, 10.0),
+    "one-sided": (1.0, 10.0),
 }
-GENERATOR_LRS = (1e-4, 3e-4, 1e-3)
-#: The best step size of each method on the tuning seeds, by the mean last distance (`best`).
-CHOSEN = {"none": 1e-3, "weight clipping": 1e-3, "two-sided": 3e-4, "one-sided": 1e-3}
+#: The best strength and step size of each method on the tuning seeds (`best`).
+CHOSEN = {
+    "none": (0.0, 3e-3),
+    "weight clipping": (0.1, 3e-3),
+    "two-sided": (1.0, 1e-3),
+    "one-sided": (10.0, 1e-3),
+}
+#: The best of each penalty at the λ of the literature.
+USUAL = {"two-sided": (10.0, 3e-4), "one-sided": (10.0, 1e-3)}
+#: At the smallest step size, with no constraint and with one.
+SLOW = {"none": (0.0, 1e-4), "one-sided": (10.0, 1e-4)}
+#: At the step size of the one-sided penalty.
+EQUAL = {"two-sided": (10.0, 1e-3)}
 TUNING_SEEDS, TEST_SEEDS = (100, 101), tuple(range(10))
 
 TOLERANCE = {"distance": 0.6, "modes": 1.0}
 
 
 def cells() -> list[dict[str, int | float | str]]:
-    """List the runs: all step sizes on the tuning seeds; the chosen, and two small ones, on ten."""
-    plan = [
-        (seed, method, lr) for seed in TUNING_SEEDS for method in METHODS for lr in GENERATOR_LRS
+    """List the runs: all settings on the tuning seeds; the chosen, and some others, on ten."""
+    tuned = [
+        (method, strength, lr)
+        for method, strengths in STRENGTHS.items()
+        for strength in strengths
+        for lr in GENERATOR_LRS
     ]
-    slow = [(method, min(GENERATOR_LRS)) for method in ("none", "one-sided")]
-    plan += [(seed, *setting) for seed in TEST_SEEDS for setting in (*CHOSEN.items(), *slow)]
-    return [{"method": m, "generator_lr": lr, "seed": seed} for seed, m, lr in plan]
+    kept = {
+        (method, *setting)
+        for settings in (CHOSEN, USUAL, SLOW, EQUAL)
+        for method, setting in settings.items()
+    }
+    plan = [(seed, setting) for seed in TUNING_SEEDS for setting in tuned]
+    plan += [(seed, setting) for seed in TEST_SEEDS for setting in tuned if setting in kept]
+    return [
+        {"method": method, "strength": strength, "generator_lr": lr, "seed": seed}
+        for seed, (method, strength, lr) in plan
+    ]
 
 
-def best(table: pd.DataFrame) -> dict[str, float]:
-    """Choose each method's step size from its last distances on the tuning seeds."""
+def best(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Choose each method's strength and step size from its last distances on the tuning seeds."""
     last = table[table["seed"].isin(TUNING_SEEDS) & (table["step"] == STEPS)]
-    mean = last.groupby(["method", "generator_lr"])["distance"].mean().reset_index()
+    mean = last.groupby(["method", "strength", "generator_lr"])["distance"].mean().reset_index()
     top = mean.loc[mean.groupby("method")["distance"].idxmin()]
-    return dict(zip(top["method"], top["generator_lr"], strict=True))
+    settings = zip(top["strength"], top["generator_lr"], strict=True)
+    return dict(zip(top["method"], settings, strict=True))
 
 
-def measure(method: str, generator_lr: float, seed: int) -> list[dict[str, float]]:
+def measure(method: str, strength: float, generator_lr: float, seed: int) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
     generator_net, critic = networks(seed)
     held_out = real_samples(N_HELD_OUT, torch.Generator().manual_seed(seed + 10_000))
@@ -72,7 +96,7 @@ def measure(method: str, generator_lr: float, seed: int) -> list[dict[str, float
         critic,
         real_samples,
         latent_dim=LATENT_DIM,
-        constraint=METHODS[method],
+        constraint=constraint(method, strength),
         steps=STEPS,
         batch_size=128,
         critic_lr=CRITIC_LR,
@@ -81,6 +105,16 @@ def measure(method: str, generator_lr: float, seed: int) -> list[dict[str, float
         on_step=look,
     ).set_index("step")["estimate"]
     return [{**row, "estimate": float(estimates[int(row["step"])])} for row in seen]
+
+
+def constraint(method: str, strength: float) -> Constraint:
+    """Return the constraint of a method of `STRENGTHS`."""
+    match method:
+        case "weight clipping":
+            return WeightClipping(strength)
+        case "two-sided" | "one-sided":
+            return GradientPenalty(strength, one_sided=method == "one-sided")
+    return Unconstrained()
 
 
 def networks(seed: int) -> tuple[nn.Sequential, nn.Sequential]:
