@@ -223,7 +223,7 @@ def polygons(ax: Axes, regions: Sequence[ArrayLike], values: ArrayLike, *, label
     ax.grid(visible=False)
 
 
-def player(animation: Animation, name: str, alt: str) -> HTML:
+def player(animation: Animation, name: str, alt: str, caption: str) -> HTML:
     """Return an animation as a picture with controls, which needs nothing from the network.
 
     Parameters
@@ -235,6 +235,8 @@ def player(animation: Animation, name: str, alt: str) -> HTML:
         random one, the same frames give the same text.
     alt : str
         What is seen, for those who do not see it.
+    caption : str
+        What the animation shows; it stands below, as with any figure.
 
     Raises
     ------
@@ -246,9 +248,9 @@ def player(animation: Animation, name: str, alt: str) -> HTML:
     >>> from matplotlib.animation import ArtistAnimation
     >>> figure, axes = panels(1)
     >>> frames = ArtistAnimation(figure, [axes[0].plot([0, 1], [0, k]) for k in (1, 2)])
-    >>> 'alt="A line that tilts."' in player(frames, "tilt", "A line that tilts.").data
+    >>> 'alt="It tilts."' in player(frames, "tilt", "It tilts.", "Two slopes.").data
     True
-    >>> player(frames, "a tilt", "A line that tilts.")
+    >>> player(frames, "a tilt", "It tilts.", "Two slopes.")
     Traceback (most recent call last):
     ValueError: name must be an identifier, got 'a tilt'
     >>> plt.close(figure)
@@ -260,4 +262,6 @@ def player(animation: Animation, name: str, alt: str) -> HTML:
     page = re.sub(r'<i class="fa fa-([^"]*)"></i>', lambda icon: _BUTTONS[icon[1]], page)
     page = page.replace("<img ", f'<img alt="{html.escape(alt)}" ')
     page = page.replace('type="range" ', 'type="range" aria-label="Frame" ')
+    page = page.replace(' action="#n"', "")  # a form that goes nowhere needs no address
+    page = f"<figure>{page}<figcaption><p>{html.escape(caption)}</p></figcaption></figure>"
     return HTML(re.sub(r"(?<=anim)(_\w+?_?)?[0-9a-f]{32}", rf"\g<1>_{name}", page))

@@ -120,7 +120,9 @@ def moving(n_frames: int = 3) -> ArtistAnimation:
 
 
 def test_player_needs_no_network_and_says_what_is_seen():
-    page = figures.player(moving(), "tilt", 'A "line" tilts.').data
+    page = figures.player(moving(), "tilt", 'A "line" tilts.', "From <flat> to steep.").data
+    assert page.endswith("<figcaption><p>From &lt;flat&gt; to steep.</p></figcaption></figure>")
+    assert "action=" not in page
     assert "http" not in page
     assert "fa-" not in page
     assert 'alt="A &quot;line&quot; tilts."' in page
@@ -132,13 +134,13 @@ def test_player_needs_no_network_and_says_what_is_seen():
 
 def test_player_is_the_same_text_each_time():
     animation = moving()
-    first, second = (figures.player(animation, "tilt", "A line.").data for _ in range(2))
+    first, second = (figures.player(animation, "tilt", "A line.", "Slopes.").data for _ in range(2))
     assert first == second
     assert "anim_tilt = new Animation" in first
 
 
 def test_player_refuses_a_name_that_javascript_would():
     animation = moving()
-    figures.player(animation, "tilt", "A line.")
+    figures.player(animation, "tilt", "A line.", "Slopes.")
     with pytest.raises(ValueError, match="name must be an identifier, got 'a tilt'"):
-        figures.player(animation, "a tilt", "A line.")
+        figures.player(animation, "a tilt", "A line.", "Slopes.")
