@@ -7,7 +7,7 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-BENCH ?= $(basename $(notdir $(wildcard benchmarks/*.py)))
+BENCH ?= $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% SWEEP=% CHECK=% BENCH=%,$(MAKEOVERRIDES))
 
 .DEFAULT_GOAL := help

@@ -10,10 +10,7 @@ whatever else runs there. A ratio is the median over the rounds of the ratio in 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from tqdm import tqdm
 
+from benchmarks import begin, interleaved, options_of, print_heading, shapes_of, timer
 from lipbook.normalization import spectral_normalize
-from lipbook.runtime import Run, provenance, start
+from lipbook.runtime import Run
 
 SHAPES = "128x576,128x1600,512x512,1024x4608"
-SHORTEST = 0.005  # seconds: faster calls are repeated within a round
 NORMALIZATIONS = {"torch": parametrizations.spectral_norm, "lipbook": spectral_normalize}
 
 Call = Callable[[], Any]
@@ -92,50 +89,18 @@ def step_calls(run: Run, dtype: torch.dtype, batch: int = 16) -> dict[str, Call]
 
 def compare(calls: dict[str, Call], rounds: int, run: Run, progress: tqdm[Any]) -> pd.DataFrame:
     """Return the time of each call, in ms: one row a round, one column a call."""
-    clock = time.thread_time if run.device.type == "cpu" and run.threads == 1 else time.perf_counter
-
-    def seconds(call: Call, repeats: int) -> float:
-        begin = clock()
-        for _ in range(repeats):
-            call()
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - begin) / repeats
-
-    for call in calls.values():
-        call()
-    repeats = {name: max(1, round(SHORTEST / seconds(call, 3))) for name, call in calls.items()}
-    rows: list[dict[str, float]] = []
-    shuffled = random.Random(0)
-    for _ in range(rounds):
-        order = shuffled.sample(list(calls), len(calls))
-        rows.append({name: 1e3 * seconds(calls[name], repeats[name]) for name in order})
-        progress.update()
-    return pd.DataFrame(rows, columns=list(calls))
+    timers = {name: timer(call, run) for name, call in calls.items()}
+    return 1e3 * interleaved(timers, rounds, progress)
 
 
 def main() -> None:
     """Parse the command line, measure, and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.spectral_normalization",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of BLAS (default: 1)")
+    parser = options_of("benchmarks.spectral_normalization", __doc__, rounds=15)
     parser.add_argument("--shapes", default=SHAPES, help=f"comma-separated (default: {SHAPES})")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
-    parser.add_argument("--seed", type=int, default=0, help="of the normal entries (default: 0)")
     options = parser.parse_args()
-    try:
-        shapes = [tuple(int(side) for side in one.split("x")) for one in options.shapes.split(",")]
-        run = start(options.seed, options.device, threads=options.threads)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.rounds < 1 or any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
-        parser.error("need at least one round, and shapes such as 128x576")
-
+    shapes = shapes_of(parser, options.shapes, least=1)
+    run = begin(parser, options)
     dtype = getattr(torch, options.dtype)
     weights = {}
     with tqdm(total=(len(shapes) + 1) * options.rounds, desc="rounds") as progress:
@@ -151,9 +116,9 @@ def main() -> None:
             )
             weights[f"{shape[0]}×{shape[1]}"] = ms.median()
         steps = compare(step_calls(run, dtype), options.rounds, run, progress)
-    facts = provenance(run)["value"]
-    print(", ".join(f"{fact} {value}" for fact, value in facts.items()))
-    print(f"{options.dtype}, medians of {options.rounds} interleaved rounds: ms, and ratios\n")
+    print_heading(
+        run, f"{options.dtype}, medians of {options.rounds} interleaved rounds: ms, and ratios"
+    )
     print(pd.DataFrame(weights).round(3).to_string())
     print("\ncritic 32×32, batch 16\n")
     ratios = steps.div(steps["plain step"], axis=0)

@@ -10,12 +10,9 @@ and draw the same random numbers: how far apart they end is the last column.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import random
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import begin, interleaved, options_of, print_heading, seconds
 from lipbook.models import mlp
-from lipbook.runtime import provenance, start
+from lipbook.runtime import Run
 from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
 from lipbook.wgan_training import WGAN_ADAM, fit_critic, train_wgan
 
@@ -174,59 +172,33 @@ def weights(task: Task, loop: Loop, name: str) -> Tensor:
     return torch.cat([nn.utils.parameters_to_vector(net.parameters()) for net in networks])
 
 
-def seconds(task: Task, loop: Loop, name: str) -> float:
-    """Time one update of the critic, its share of the generator's included."""
-    task = copy.deepcopy(task)
-    alone = torch.get_num_threads() == 1 and not task.data.is_cuda
-    clock = time.process_time if alone else time.perf_counter
-    _wait(task)
-    begin = clock()
-    loop(task, name)
-    _wait(task)
-    return (clock() - begin) / (task.steps * CRITIC_STEPS)
-
-
-def compare(task: Task, pair: str, name: str, rounds: int, progress: tqdm[Any]) -> dict[str, float]:
+def compare(
+    task: Task, pair: str, name: str, rounds: int, run: Run, progress: tqdm[Any]
+) -> dict[str, float]:
     """Return the median time of both loops, and the median over rounds of their ratio."""
     ours, bare = PAIRS[pair]
     difference = (weights(task, ours, name) - weights(task, bare, name)).abs().max().item()
-    times: list[dict[Loop, float]] = []
-    shuffled = random.Random(0)
-    for _ in range(rounds):
-        order = shuffled.sample([ours, bare], 2)
-        times.append({loop: seconds(task, loop, name) for loop in order})
-        progress.update()
+
+    def update(loop: Loop) -> float:
+        """Time one update of the critic, its share of the generator's included."""
+        whole = seconds(partial(loop, copy.deepcopy(task), name), run)
+        return 1e3 * whole / (task.steps * CRITIC_STEPS)
+
+    timers = {"ours": partial(update, ours), "bare": partial(update, bare)}
+    ms = interleaved(timers, rounds, progress)
     return {
-        "ours ms": 1e3 * median(taken[ours] for taken in times),
-        "bare ms": 1e3 * median(taken[bare] for taken in times),
-        "ours / bare": median(taken[ours] / taken[bare] for taken in times),
+        "ours ms": ms["ours"].median(),
+        "bare ms": ms["bare"].median(),
+        "ours / bare": (ms["ours"] / ms["bare"]).median(),
         "weights apart": difference,
     }
 
 
-def _wait(task: Task) -> None:
-    if task.data.is_cuda:
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     """Parse the command line, measure, and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.wgan_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    parser = options_of("benchmarks.wgan_step", __doc__, rounds=9)
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("need at least one round")
-    try:
-        run = start(options.seed, options.device, threads=options.threads)
-    except ValueError as error:
-        parser.error(str(error))
+    run = begin(parser, options)
     rows = {}
     with tqdm(
         total=len(TASKS) * len(PAIRS) * len(CONSTRAINTS) * options.rounds, desc="rounds"
@@ -240,15 +212,16 @@ def main() -> None:
             )
             for pair in PAIRS:
                 for name in CONSTRAINTS:
-                    rows[label, pair, name] = compare(task, pair, name, options.rounds, progress)
+                    rows[label, pair, name] = compare(
+                        task, pair, name, options.rounds, run, progress
+                    )
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["task", "loop", "constraint"])
-    facts = provenance(run)["value"]
-    print(", ".join(f"{fact} {value}" for fact, value in facts.items()))
-    print(
-        f"float32, medians of {options.rounds} interleaved rounds, ms for an update of the critic"
+    print_heading(
+        run,
+        f"float32, medians of {options.rounds} interleaved rounds, ms for an update of the critic\n"
+        "(and, in train_wgan, a fifth of one of the generator)",
     )
-    print("(and, in train_wgan, a fifth of one of the generator)\n")
     formats = dict.fromkeys(("ours ms", "bare ms", "ours / bare"), "{:.2f}".format)
     print(table.to_string(formatters={**formats, "weights apart": "{:.0e}".format}))
 
