@@ -7,7 +7,7 @@ listing does. `certificate.lipschitz_certificate` bounds what either makes of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -186,19 +186,115 @@ def project_spectral_(
     """
     SpectralProjection(variant, n_iterations, coefficient=coefficient)  # checks them
     shapes = _input_shapes(module, input_shape) if input_shape is not None else {}
-    for layer in module.modules():
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            continue
-        if weight.ndim < 2 and not isinstance(layer, _BATCH_NORMS):
-            continue
+    for layer, weight in _constrained(module):
         with torch.no_grad():
             if variant == "article":
-                kernel = weight.permute(*range(2, weight.ndim), 1, 0) if weight.ndim > 1 else weight
-                weight.mul_(coefficient / article_keras_spectral_norm(kernel, n_iterations))
+                weight.mul_(coefficient / _keras_norm(weight, n_iterations))
             else:
                 norm = _exact_norm(layer, weight, shapes.get(layer))
                 weight.mul_(coefficient / torch.where(norm > 0, norm, coefficient))
+
+
+def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.Module:
+    """Divide every weight inside the forward pass, by the article's own estimate of its norm.
+
+    This is what the article's patched ``add_weight`` makes of its listing, for study only: each
+    access runs `article_keras_spectral_norm` anew from the all-ones start, and autograd goes
+    through all of its steps. `spectral_normalize` starts where the last access ended, needs one
+    step, and knows convolutions and BatchNorms.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place: its parameters named ``weight`` with two axes or more, and the γ of
+        BatchNorms, which are divided by ‖γ‖₂ (SP4).
+    n_iterations : int, default 5
+        The article's r.
+
+    Returns
+    -------
+    nn.Module
+        `module`, with parametrizations that `torch.nn.utils.parametrize` can remove again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n_iterations` is no integer of at least 1.
+
+    Examples
+    --------
+    >>> layer = article_spectral_normalize(nn.Linear(1, 4))
+    >>> round(layer.weight.norm().item(), 4)
+    1.0
+    >>> article_spectral_normalize(nn.Linear(1, 4), n_iterations=0)
+    Traceback (most recent call last):
+    ValueError: n_iterations must be at least 1, got 0
+    """
+    check_count(n_iterations, "n_iterations")
+    for layer, _ in list(_constrained(module)):
+        parametrize.register_parametrization(layer, "weight", _ArticleNormalization(n_iterations))
+    return module
+
+
+class _ArticleNormalization(nn.Module):
+    def __init__(self, n_iterations: int) -> None:
+        super().__init__()
+        self.n_iterations = n_iterations
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / _keras_norm(weight, self.n_iterations)
+
+
+def _constrained(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Yield each layer with a weight that the article's listing constrains, and the weight."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and (
+            weight.ndim > 1 or isinstance(layer, _BATCH_NORMS)
+        ):
+            yield layer, weight
+
+
+def _keras_norm(weight: Tensor, n_iterations: int) -> Tensor:
+    kernel = weight.permute(*range(2, weight.ndim), 1, 0) if weight.ndim > 1 else weight
+    return article_keras_spectral_norm(kernel, n_iterations)
+
+
+@dataclass(frozen=True)
+class OrthonormalPenalty(Constraint):
+    """λ times the sum of ``‖W Wᵀ - I‖_F²`` over the weights, with Wᵀ W where that is smaller.
+
+    It pulls *every* singular value towards 1, where spectral normalization fixes the largest
+    (Brock et al. 2016). Weights are reshaped to one row an output.
+
+    Examples
+    --------
+    >>> critic = nn.Linear(2, 2, bias=False)
+    >>> _ = critic.weight.data.copy_(torch.diag(torch.tensor([1.0, 2.0])))
+    >>> OrthonormalPenalty(0.1).penalty(critic, *torch.zeros(2, 1, 2), None)  # 0.1 (2² - 1)²
+    tensor(0.9000, grad_fn=<MulBackward0>)
+    >>> OrthonormalPenalty(weight=0.0)
+    Traceback (most recent call last):
+    ValueError: weight must be a finite number above 0, got 0.0
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.weight, "weight")
+
+    def penalty(
+        self,
+        critic: nn.Module,
+        real: Tensor,  # noqa: ARG002
+        fake: Tensor,  # noqa: ARG002
+        generator: torch.Generator | None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the weighted penalty of the critic's weights."""
+        rows = [w.flatten(1) for w in critic.parameters() if w.ndim > 1]
+        squares = [w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w for w in rows]
+        deviations = [s - torch.eye(len(s), dtype=s.dtype, device=s.device) for s in squares]
+        return self.weight * torch.stack([d.square().sum() for d in deviations]).sum()
 
 
 @dataclass(frozen=True)
