@@ -348,14 +348,6 @@ class _Options(NamedTuple):
         return factor if self.coefficient == 1 else factor * self.coefficient
 
 
-class _Estimate(NamedTuple):
-    """A norm σ, shape (), and its derivative ``left * right``, which broadcasts to the weight."""
-
-    sigma: Tensor
-    left: Tensor
-    right: Tensor
-
-
 class _Normalization(nn.Module):
     """A parametrization that divides by a norm; the subclasses say which."""
 
@@ -363,8 +355,13 @@ class _Normalization(nn.Module):
         super().__init__()
         self.options = options
 
-    def estimate(self, weight: Tensor) -> _Estimate:
+    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the norm σ, shape (), and two factors of its derivative, to be `shaped`."""
         raise NotImplementedError
+
+    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views of the factors whose product broadcasts to the weight."""
+        return left, right
 
     def forward(self, weight: Tensor) -> Tensor:
         device = weight.device.type
@@ -379,7 +376,7 @@ class _Normalization(nn.Module):
             with torch.no_grad():
                 sigma, left, right = self.estimate(working)
             if torch.is_grad_enabled():
-                normalized = _divided(working, left, right, self.options)
+                normalized = _divided(working, *self.shaped(left, right), self.options)
             else:
                 normalized = working * self.options.factor(sigma)
         return normalized if working is weight else normalized.to(weight.dtype)
@@ -397,20 +394,22 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, norm: _Normalization) -> Tensor:
         sigma, left, right = norm.estimate(weight)
         factor = norm.options.factor(sigma)
-        ctx.options = norm.options
+        ctx.norm = norm
         ctx.save_for_backward(weight, sigma, left, right, factor)
         return weight * factor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         weight, sigma, left, right, factor = ctx.saved_tensors
+        left, right = ctx.norm.shaped(left, right)  # not in forward, which may have no backward
+        options = ctx.norm.options
         if torch.is_grad_enabled():  # to differentiate twice
-            normalized = _divided(weight, left, right, ctx.options)
+            normalized = _divided(weight, left, right, options)
             return torch.autograd.grad(normalized, weight, grad, create_graph=True)[0], None
         # G - ⟨G, W⟩/σ · u vᵀ in one pass, with no matrix besides the result.
         overlap = torch.dot(grad.reshape(-1), weight.reshape(-1)).div_(sigma)
-        if ctx.options.at_most:
-            overlap.mul_(sigma > ctx.options.coefficient)
+        if options.at_most:
+            overlap.mul_(sigma > options.coefficient)
         return torch.addcmul(grad, left * overlap, right, value=-1).mul_(factor), None
 
 
@@ -426,21 +425,26 @@ class _PowerIterated(_Normalization):
         self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
         self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
 
-    def product(self, weight: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``: u itself where the product vanishes, and never 0."""
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return what the products are to be taken with."""
+        return weight
+
+    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
+        """Return ``W v + eps u``, a new tensor: u where the product vanishes, and never 0."""
         raise NotImplementedError
 
-    def adjoint(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᵀ u + eps v``."""
+    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Return ``Wᵀ u + eps v``, a new tensor."""
         raise NotImplementedError
 
-    def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return two factors of the gradient of ``⟨u, W v⟩``."""
-        raise NotImplementedError
+        return u, v
 
-    def estimate(self, weight: Tensor) -> _Estimate:
-        old_u, old_v = self._u, self._v
-        start = old_u.to(weight.dtype), old_v.to(weight.dtype)
+    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        old_u, old_v = start = self._u, self._v
+        if old_u.dtype != weight.dtype:
+            start = old_u.to(weight.dtype), old_v.to(weight.dtype)
         sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
         if self.training:
             # In place, for the replicas of DataParallel; autograd saves u and v themselves.
@@ -448,7 +452,7 @@ class _PowerIterated(_Normalization):
             old_v.copy_(v)
         elif not torch.compiler.is_compiling() and _strayed(start, (u, v)):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
-        return _Estimate(sigma, *self.derivative(weight, u, v))
+        return sigma, *self.derivative(weight, u, v)
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -465,12 +469,13 @@ class _PowerIterated(_Normalization):
     def _iterate(
         self, weight: Tensor, u: Tensor, v: Tensor, steps: int
     ) -> tuple[Tensor, Tensor, Tensor]:
+        matrix = self.matrix(weight)
         for _ in range(steps):
-            image = self.product(weight, v, u)
-            u = image / torch.linalg.vector_norm(image)
-            image = self.adjoint(weight, u, v)
-            sigma = torch.linalg.vector_norm(image)  # ⟨u, Wv⟩ for the new v: no third product
-            v = image / sigma
+            u = self.product(matrix, v, u)
+            u.div_(torch.linalg.vector_norm(u))
+            v = self.adjoint(matrix, u, v)
+            sigma = torch.linalg.vector_norm(v)  # ⟨u, Wv⟩ for the new v: no third product
+            v.div_(sigma)
         return sigma, u, v
 
 
@@ -493,14 +498,14 @@ class _MatrixNormalization(_PowerIterated):
             weight = weight.movedim(self.dim, 0)
         return weight.flatten(1)
 
-    def product(self, weight: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        return torch.addmv(u, self.matrix(weight), v, beta=self.options.eps)
+    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
+        return torch.addmv(u, matrix, v, beta=self.options.eps)
 
-    def adjoint(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return torch.addmv(v, self.matrix(weight).t(), u, beta=self.options.eps)
+    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        return torch.addmv(v, matrix.t(), u, beta=self.options.eps)
 
-    def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return u.view(self.left_shape), v.view(self.right_shape)
+    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return left.view(self.left_shape), right.view(self.right_shape)
 
 
 class _ConvNormalization(_PowerIterated):
@@ -536,13 +541,13 @@ class _ConvNormalization(_PowerIterated):
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
 
-    def product(self, weight: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        return torch.add(self.convolve(v, weight), u, alpha=self.options.eps)
+    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
+        return torch.add(self.convolve(v, matrix), u, alpha=self.options.eps)
 
     @torch.enable_grad()
-    def adjoint(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
         image = torch.zeros_like(v).requires_grad_()
-        (back,) = torch.autograd.grad(self.convolve(image, weight.detach()), image, u)
+        (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
         return torch.add(back, v, alpha=self.options.eps)
 
     @torch.enable_grad()
@@ -555,9 +560,9 @@ class _ConvNormalization(_PowerIterated):
 class _VectorNormalization(_Normalization):
     """The norm of a 1-D weight that is the one row of a matrix, as torch has it."""
 
-    def estimate(self, weight: Tensor) -> _Estimate:
+    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sigma = torch.linalg.vector_norm(weight).clamp(min=self.options.eps)
-        return _Estimate(sigma, sigma.new_ones(()), weight / sigma)
+        return sigma, sigma.new_ones(()), weight / sigma
 
 
 class _BatchNormNormalization(_Normalization):
@@ -568,11 +573,11 @@ class _BatchNormNormalization(_Normalization):
         _inverse_std(module, weight)
         self.owner = (module,)  # in a tuple, lest it become a child of its own child
 
-    def estimate(self, weight: Tensor) -> _Estimate:
+    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inverse_std = _inverse_std(self.owner[0], weight)
         sigma, top = (weight * inverse_std).abs().max(0)
         at_top = F.one_hot(top, len(weight)) * inverse_std * weight.sign()
-        return _Estimate(sigma.clamp(min=self.options.eps), sigma.new_ones(()), at_top)
+        return sigma.clamp(min=self.options.eps), sigma.new_ones(()), at_top
 
 
 def _inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
