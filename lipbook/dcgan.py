@@ -37,8 +37,8 @@ def dcgan_critic(
     depth : int, optional
         Number of convolutions; by default as many as bring the shorter side down to 4 pixels.
     batch_norm : bool, default False
-        Whether a BatchNorm follows the activation of each convolution but the first, as in the
-        example. A critic with it scores batches, not samples.
+        Whether a BatchNorm follows each convolution but the first, as in the example. A critic
+        with it scores batches, not samples.
 
     Returns
     -------
@@ -66,9 +66,10 @@ def dcgan_critic(
     layers: list[nn.Module] = []
     widths = [channels, *(check_count(width, "width") * 2**k for k in range(depth))]
     for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 5, stride=2, padding=2), nn.LeakyReLU(_LEAK)]
-        if batch_norm and before != channels:
+        layers.append(nn.Conv2d(before, after, 5, stride=2, padding=2))
+        if batch_norm and len(layers) > 1:
             layers.append(nn.BatchNorm2d(after))
+        layers.append(nn.LeakyReLU(_LEAK))
     pixels = (height >> depth) * (breadth >> depth)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * pixels, 1, bias=False))
 
@@ -120,9 +121,9 @@ def dcgan_generator(
     pixels = smallest[0] * smallest[1] * smallest[2]
     layers: list[nn.Module] = [
         nn.Linear(check_count(latent_dim, "latent_dim"), pixels),
-        nn.Unflatten(1, smallest),
-        nn.BatchNorm2d(top),
+        nn.BatchNorm1d(pixels),
         nn.ReLU(),
+        nn.Unflatten(1, smallest),
     ]
     for before, after in pairwise([top, *widths]):
         layers += [_doubled(before, after), nn.BatchNorm2d(after), nn.ReLU()]

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import trange
@@ -324,8 +325,9 @@ def critic_step(
     """
     # When it goes down to the samples, the backward pass of the scores also gives ∇f there.
     real, fake = (x.detach().requires_grad_(measure) for x in (real, fake))
-    estimate = critic(real).mean() - critic(fake).mean()
-    penalty = constraint.penalty(critic, real.detach(), fake.detach(), generator)
+    with parametrize.cached():  # a normalized weight is one weight for the whole step
+        estimate = critic(real).mean() - critic(fake).mean()
+        penalty = constraint.penalty(critic, real.detach(), fake.detach(), generator)
     loss = penalty - estimate
     optimizer.zero_grad()
     loss.backward()

@@ -1,0 +1,273 @@
+"""Chapter 6's study of small generators: every constraint at its best, spectral ones in detail.
+
+Eight Gaussians and the 8×8 digits are learnt under each constraint, with the strength and the two
+step sizes that did best for it on seeds (and digits) of their own, by the last distance. What
+counts is the distance to held-out samples along the way: W₁ for the Gaussians, for digits the
+Fréchet distance between the features of a classifier.
+
+Decided before the table was measured: a method needs fewer steps than another (SP5) if it takes
+fewer to a distance that both reach, 1.25 times the larger of their mean last distances
+(`steps_to`); it ends better if its last distances are smaller; a division repairs another (SP8)
+if it ends better, each at its best step sizes. All of it over the test seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from lipbook.data import Splits, digits, split
+from lipbook.fidelity import digit_features, frechet_distance
+from lipbook.groupsort import GroupSort
+from lipbook.models import mlp
+from lipbook.normalization import (
+    OrthonormalPenalty,
+    SpectralProjection,
+    article_spectral_normalize,
+    spectral_normalize,
+)
+from lipbook.sweeps import wgan_generation as ring
+from lipbook.transport import wasserstein_distance
+from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
+from lipbook.wgan_training import train_wgan
+
+LATENT_DIM, WIDTH = 16, 128  # for digits; the ring has chapter 5's networks
+STEPS, N_SAMPLES = 400, 360
+SNAPSHOTS = (25, 50, 75, 100, 150, 200, 300, 400)
+
+#: The strengths tried for each method and task: λ, c, the norm of a row, the norm of a weight.
+STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
+    "digits": {
+        "none": (0.0,),
+        "weight clipping": (0.03, 0.1),
+        "two-sided": (1.0, 10.0),
+        "one-sided": (1.0, 10.0),
+        "weight norm": (0.5, 1.0),
+        "layer norm": (0.0,),
+        "orthonormal": (1.0, 10.0),
+        "SN": (1.0, 3.0),
+        "SN, article": (1.0,),
+        "after the step": (1.0,),
+        "after, exact": (1.0,),
+        "SN, GroupSort": (1.0,),
+        "SN, residual": (1.0,),
+        "SN, residual halved": (1.0,),
+        "BN, free γ": (1.0,),
+        "BN, γ by length": (1.0,),
+        "BN, γ by norm": (1.0,),
+    },
+    "ring": {"two-sided": (1.0, 10.0), "one-sided": (1.0, 10.0), "SN": (1.0, 3.0)},
+}
+CRITIC_LRS = (1e-3, 3e-3)
+GENERATOR_LRS = (1e-3, 3e-3, 1e-2)
+#: The best strength and step sizes of each method on the tuning seeds (`best`).
+CHOSEN: dict[tuple[str, str], tuple[float, float, float]] = {}
+
+TUNING_SEEDS, TEST_SEEDS = (100, 101), tuple(range(10))
+TOLERANCE = {"distance": 1.0}
+
+
+def cells() -> list[dict[str, int | float | str]]:
+    """List the runs: all settings on the tuning seeds, the chosen ones on ten others."""
+    tried = [
+        (task, method, *setting)
+        for task, methods in STRENGTHS.items()
+        for method, strengths in methods.items()
+        for setting in product(strengths, CRITIC_LRS, GENERATOR_LRS)
+    ]
+    chosen = [(*key, *setting) for key, setting in CHOSEN.items()]
+    plan = [(seed, run) for seed in TUNING_SEEDS for run in tried]
+    plan += [(seed, run) for seed in TEST_SEEDS for run in chosen]
+    names = ("task", "method", "strength", "critic_lr", "generator_lr")
+    return [{**dict(zip(names, run, strict=True)), "seed": seed} for seed, run in plan]
+
+
+def best(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Choose strength and step sizes of each method by its last distances on the tuning seeds."""
+    last = table[table["seed"].isin(TUNING_SEEDS) & (table["step"] == STEPS)]
+    setting = ["strength", "critic_lr", "generator_lr"]
+    mean = last.groupby(["task", "method", *setting])["distance"].mean().reset_index()
+    top = mean.loc[mean.groupby(["task", "method"], sort=False)["distance"].idxmin()]
+    return {
+        (row.task, row.method): (row.strength, row.critic_lr, row.generator_lr)
+        for row in top.itertuples()
+    }
+
+
+def steps_to(distances: pd.DataFrame, level: float) -> pd.Series[float]:
+    """Return how many steps each run takes to a distance, by a line between logarithms.
+
+    Parameters
+    ----------
+    distances : pandas.DataFrame
+        One row a run, one column a step, in order.
+    level : float
+        The distance to come down to; a run that never does counts with the last step.
+    """
+    steps, found = np.log(distances.columns.to_numpy(float)), {}
+    for run, values in distances.cummin(axis=1).iterrows():
+        heights = np.log(values.to_numpy())[::-1]
+        found[run] = float(np.exp(np.interp(np.log(level), heights, steps[::-1])))
+    return pd.Series(found)
+
+
+def critic(task: str, method: str, strength: float) -> nn.Module:
+    """Return a critic with what the method builds into it; weights from torch's global seed."""
+    inputs, width = (64, WIDTH) if task == "digits" else (2, ring.WIDTH)
+    sizes = [inputs, width, width, 1]
+    match method:
+        case "SN":
+            return _normalized(mlp(sizes, _leaky), strength)
+        case "SN, article":
+            return article_spectral_normalize(mlp(sizes, _leaky))
+        case "SN, GroupSort":
+            return _normalized(mlp(sizes, lambda: GroupSort(2)))
+        case "SN, residual" | "SN, residual halved":
+            blocks = [Residual(width, halved="halved" in method) for _ in range(2)]
+            net = nn.Sequential(nn.Linear(inputs, width), *blocks, nn.Linear(width, 1))
+            return _normalized(net)
+        case "weight norm":
+            net = mlp(sizes, _leaky)
+            for layer in _dense(net):
+                parametrizations.weight_norm(layer)
+                lengths = layer.get_parameter("parametrizations.weight.original0")
+                nn.init.constant_(lengths, strength).requires_grad_(False)
+            return net
+        case "layer norm":
+            return mlp(sizes, lambda: nn.Sequential(nn.LayerNorm(width), _leaky()))
+        case "BN, free γ" | "BN, γ by length" | "BN, γ by norm":
+            norms = [nn.BatchNorm1d(width), nn.BatchNorm1d(width)]
+            for norm in norms:
+                if method == "BN, γ by length":
+                    article_spectral_normalize(norm)
+                elif method == "BN, γ by norm":
+                    spectral_normalize(norm)
+            after = iter(norms)
+            return _normalized(mlp(sizes, lambda: nn.Sequential(next(after), _leaky())))
+    return mlp(sizes, _leaky)
+
+
+class Residual(nn.Module):
+    """A block ``x + φ(W x + b)``, or half of it."""
+
+    def __init__(self, width: int, *, halved: bool) -> None:
+        super().__init__()
+        self.dense, self.activation = nn.Linear(width, width), _leaky()
+        self.factor = 0.5 if halved else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of `x`."""
+        added: Tensor = x + self.activation(self.dense(x))
+        return self.factor * added
+
+
+def constraint(method: str, strength: float) -> Constraint:
+    """Return what a method adds to the loss or does after the step."""
+    match method:
+        case "weight clipping":
+            return WeightClipping(strength)
+        case "two-sided" | "one-sided":
+            return GradientPenalty(strength, one_sided=method == "one-sided")
+        case "orthonormal":
+            return OrthonormalPenalty(strength)
+        case "after the step":
+            return SpectralProjection("article")
+        case "after, exact":
+            return SpectralProjection("exact")
+    return Unconstrained()
+
+
+def generator(task: str) -> nn.Module:
+    """Return the generator of a task, from latents to samples; weights from the global seed."""
+    if task == "digits":
+        return nn.Sequential(mlp([LATENT_DIM, WIDTH, 64]), nn.Sigmoid())
+    return mlp([ring.LATENT_DIM, ring.WIDTH, ring.WIDTH, 2], _leaky)
+
+
+def measure(
+    task: str, method: str, strength: float, critic_lr: float, generator_lr: float, seed: int
+) -> list[dict[str, float]]:
+    """Train one generator, and look at it along the way."""
+    # Pixels that no digit uses have weights that die out: subnormal numbers, which halve the speed.
+    torch.set_flush_denormal(True)
+    try:
+        return _train(task, method, strength, (critic_lr, generator_lr), seed)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _train(
+    task: str, method: str, strength: float, lrs: tuple[float, float], seed: int
+) -> list[dict[str, float]]:
+    torch.manual_seed(seed)
+    generator_net, critic_net = generator(task), critic(task, method, strength)
+    distance = (_digit_distance if task == "digits" else _ring_distance)(seed)
+    latent_dim = LATENT_DIM if task == "digits" else ring.LATENT_DIM
+    latents = torch.randn(
+        N_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed + 20_000)
+    )
+    seen: list[dict[str, float]] = []
+
+    def look(step: int) -> None:
+        if step in SNAPSHOTS:
+            with torch.no_grad():
+                seen.append({"step": step, "distance": distance(generator_net(latents))})
+
+    train_wgan(
+        generator_net,
+        critic_net,
+        real_digits if task == "digits" else ring.real_samples,
+        latent_dim=latent_dim,
+        constraint=constraint(method, strength),
+        steps=STEPS,
+        batch_size=64,
+        critic_lr=lrs[0],
+        generator_lr=lrs[1],
+        generator=torch.Generator().manual_seed(seed),
+        on_step=look,
+    )
+    return seen
+
+
+def real_digits(n: int, generator: torch.Generator) -> Tensor:
+    """Draw rows of 64 grey levels from the training part of the digits."""
+    train = _digits().train.inputs
+    return train[torch.randint(len(train), (n,), generator=generator)]
+
+
+@lru_cache
+def _digits() -> Splits:
+    return split(digits())
+
+
+def _digit_distance(seed: int) -> Callable[[Tensor], float]:
+    features = digit_features()
+    part = _digits().validation if seed in TUNING_SEEDS else _digits().test
+    real = features(part.inputs[:N_SAMPLES])
+    return lambda samples: frechet_distance(real, features(samples))
+
+
+def _ring_distance(seed: int) -> Callable[[Tensor], float]:
+    held_out = ring.real_samples(N_SAMPLES, torch.Generator().manual_seed(seed + 10_000))
+    return lambda samples: wasserstein_distance(held_out, samples)
+
+
+def _leaky() -> nn.LeakyReLU:
+    return nn.LeakyReLU(0.2)
+
+
+def _dense(net: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+
+
+def _normalized(net: nn.Module, coefficient: float = 1.0) -> nn.Module:
+    for layer in _dense(net):
+        spectral_normalize(layer, coefficient=coefficient)
+    return net
