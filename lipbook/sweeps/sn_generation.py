@@ -95,10 +95,9 @@ def best(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float
     setting = ["strength", "critic_lr", "generator_lr"]
     mean = last.groupby(["task", "method", *setting])["distance"].mean().reset_index()
     top = mean.loc[mean.groupby(["task", "method"], sort=False)["distance"].idxmin()]
-    return {
-        (row.task, row.method): (row.strength, row.critic_lr, row.generator_lr)
-        for row in top.itertuples()
-    }
+    keys = zip(top["task"], top["method"], strict=True)
+    settings = zip(*(top[name] for name in setting), strict=True)
+    return dict(zip(keys, settings, strict=True))
 
 
 def steps_to(distances: pd.DataFrame, level: float) -> pd.Series[float]:
@@ -143,14 +142,7 @@ def critic(task: str, method: str, strength: float) -> nn.Module:
         case "layer norm":
             return mlp(sizes, lambda: nn.Sequential(nn.LayerNorm(width), _leaky()))
         case "BN, free γ" | "BN, γ by length" | "BN, γ by norm":
-            norms = [nn.BatchNorm1d(width), nn.BatchNorm1d(width)]
-            for norm in norms:
-                if method == "BN, γ by length":
-                    article_spectral_normalize(norm)
-                elif method == "BN, γ by norm":
-                    spectral_normalize(norm)
-            after = iter(norms)
-            return _normalized(mlp(sizes, lambda: nn.Sequential(next(after), _leaky())))
+            return _normalized(mlp(sizes, lambda: nn.Sequential(_batch_norm(method), _leaky())))
     return mlp(sizes, _leaky)
 
 
@@ -261,6 +253,16 @@ def _ring_distance(seed: int) -> Callable[[Tensor], float]:
 
 def _leaky() -> nn.LeakyReLU:
     return nn.LeakyReLU(0.2)
+
+
+def _batch_norm(method: str) -> nn.Module:
+    norm = nn.BatchNorm1d(WIDTH)
+    match method:
+        case "BN, γ by length":
+            return article_spectral_normalize(norm)
+        case "BN, γ by norm":
+            return spectral_normalize(norm)
+    return norm
 
 
 def _dense(net: nn.Module) -> list[nn.Linear]:
