@@ -18,7 +18,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lipbook.convolution import conv_spectral_norm
 from lipbook.lipschitz import jacobian_norms
-from lipbook.normalization import SpectralProjection, project_spectral_, spectral_normalize
+from lipbook.normalization import (
+    OrthonormalPenalty,
+    SpectralProjection,
+    article_spectral_normalize,
+    project_spectral_,
+    spectral_normalize,
+)
+from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.wgan import GradientPenalty, gradient_penalty
 from lipbook.wgan_training import fit_critic
 
@@ -560,6 +567,183 @@ def test_constraint_object_in_the_trainer():
     for layer in (net[0], net[2]):
         assert norm(layer.weight) == pytest.approx(1, rel=1e-6)
     assert SpectralProjection() != GradientPenalty()
+
+
+# --- the article's division inside the forward pass ----------------------------------------------
+
+
+def keras_layout(weight: torch.Tensor) -> torch.Tensor:
+    """Outputs last: a dense kernel transposed, HWIO for a convolution, γ as it is."""
+    return weight if weight.ndim == 1 else weight.permute(*range(2, weight.ndim), 1, 0)
+
+
+ARTICLES_LAYERS = [
+    nn.Linear(4, 3),
+    nn.Conv1d(2, 3, 2),
+    nn.Conv2d(2, 3, 4),
+    nn.ConvTranspose2d(2, 3, 4),
+    nn.BatchNorm1d(5),
+    nn.BatchNorm2d(5),
+]
+
+
+def with_weight_of_its_own(layer: nn.Module) -> nn.Module:
+    layer = copy.deepcopy(layer).double()
+    layer.weight.data.copy_(gaussian(*layer.weight.shape))
+    return layer
+
+
+@pytest.mark.parametrize("layer", ARTICLES_LAYERS, ids=str)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_article_inside_is_the_listing_in_keras_layout(layer, steps):
+    layer = with_weight_of_its_own(layer)
+    weight = layer.weight.detach().clone().requires_grad_()
+    expected = weight / article_keras_spectral_norm(keras_layout(weight), steps)
+    article_spectral_normalize(layer, steps)
+    torch.testing.assert_close(layer.weight, expected)
+    outer = gaussian(*weight.shape, seed=1)
+    expected.backward(outer)
+    layer.weight.backward(outer)
+    torch.testing.assert_close(original(layer).grad, weight.grad)  # through all the steps
+    torch.testing.assert_close(layer.eval().weight, expected)  # in both modes, from all ones
+
+
+def test_article_inside_makes_five_steps_unless_told():
+    few, five = (with_weight_of_its_own(nn.Linear(9, 9)) for _ in range(2))
+    article_spectral_normalize(few), article_spectral_normalize(five, 5)
+    assert torch.equal(few.weight, five.weight)
+
+
+def test_article_inside_agrees_with_the_projection_but_trains_through_it():
+    inside, after = critic(), critic()
+    article_spectral_normalize(inside)
+    project_spectral_(after, variant="article")
+    x = gaussian(4, 36)
+    torch.testing.assert_close(inside(x), after(x))
+    inside(x).sum().backward()
+    for layer in (inside[1], inside[3], inside[6]):
+        # Its estimate grows with the weight, so lengthening the weight changes nothing.
+        overlap = (original(layer).grad * original(layer)).sum()
+        assert abs(overlap) < 1e-12 * original(layer).grad.norm() * original(layer).norm()
+
+
+def test_article_inside_leaves_the_rest_alone():
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.BatchNorm1d(3), nn.GroupNorm(1, 3))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    assert article_spectral_normalize(net) is net
+    assert [parametrize.is_parametrized(layer) for layer in net] == [True, False, True, False]
+    for name, value in before.items():
+        if name not in ("0.weight", "2.weight"):
+            assert torch.equal(net.get_parameter(name), value)
+    assert torch.equal(original(net[0]), before["0.weight"])
+    article_spectral_normalize(net)  # what is normalized is not normalized again
+    assert len(net[0].parametrizations.weight) == 1
+    for layer in (net[0], net[2]):
+        parametrize.remove_parametrizations(layer, "weight")
+    torch.testing.assert_close(
+        net[0].weight, before["0.weight"] / article_keras_spectral_norm(before["0.weight"].T)
+    )
+
+
+def test_article_inside_divides_gamma_by_its_length():
+    """SP4: ``max |γ/std|`` is what a BatchNorm stretches by; ‖γ‖₂ shrinks n equal ones to 1/√n."""
+    layer = article_spectral_normalize(nn.BatchNorm1d(16))
+    torch.testing.assert_close(layer.weight.detach(), torch.full((16,), 0.25))
+
+
+@pytest.mark.parametrize("weight", [[[1.0, -1.0]], [[2.0, -1.0, -1.0]], [[0.0, 0.0]]])
+def test_article_inside_divides_by_zero_where_the_start_is_lost(weight):
+    """PI4: Keras' kernel ``[[1], [-1]]`` is orthogonal to all ones."""
+    layer = nn.Linear(len(weight[0]), 1, bias=False)
+    layer.weight.data.copy_(torch.tensor(weight))
+    assert article_keras_spectral_norm(layer.weight.T) == 0
+    article_spectral_normalize(layer)
+    assert not layer.weight.isfinite().any()
+    assert not layer(torch.ones(1, len(weight[0]))).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [(0, ValueError, "must be at least 1, got 0"), (2.0, TypeError, "must be an integer")],
+)
+def test_article_inside_refuses_steps_that_are_no_count(steps, error, message):
+    layer = nn.Linear(2, 2)
+    with pytest.raises(error, match=f"n_iterations {message}"):
+        article_spectral_normalize(layer, steps)
+    assert not parametrize.is_parametrized(layer)
+
+
+# --- the orthonormal penalty -------------------------------------------------------------------
+
+
+def orthonormal(net: nn.Module, weight: float = 1.0) -> torch.Tensor:
+    nothing = torch.zeros(0)
+    return OrthonormalPenalty(weight).penalty(net, nothing, nothing, torch.Generator())
+
+
+@modest
+@given(seed=seeds, m=st.integers(1, 6), n=st.integers(1, 6), strength=st.floats(0.1, 10))
+def test_orthonormal_penalty_is_of_the_singular_values(seed, m, n, strength):
+    """``λ Σ (σ² - 1)²`` over the min(m, n) of them, for tall and for wide weights."""
+    net = nn.Sequential(nn.Linear(n, m), nn.Tanh(), nn.Linear(m, 2 * m)).double()
+    expected = 0.0
+    for k, layer in enumerate((net[0], net[2])):
+        layer.weight.data.copy_(gaussian(*layer.weight.shape, seed=seed + k))
+        sigma = torch.linalg.svdvals(layer.weight.detach())
+        expected += strength * (sigma**2 - 1).square().sum().item()
+    assert orthonormal(net, strength).item() == pytest.approx(expected)
+
+
+def test_orthonormal_penalty_takes_convolutions_by_outputs_and_no_vectors():
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.LayerNorm(3)).double()
+    rows = net[0].weight.detach().reshape(3, 8)
+    expected = (rows @ rows.T - torch.eye(3)).square().sum()
+    torch.testing.assert_close(orthonormal(net).detach(), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_orthonormal_penalty_and_its_gradient_vanish_at_orthonormal_weights_only(shape):
+    layer = nn.Linear(*shape).double()
+    nn.init.orthogonal_(layer.weight)
+    for scale in (1.0, 1.5):
+        layer.weight.data.mul_(scale)
+        layer.weight.grad = None
+        penalty = orthonormal(layer)
+        penalty.backward()
+        # A square of deviations of rounding; the gradient 4 (W Wᵀ - I) W is one of them.
+        assert (penalty.item() < 1e-24) is (scale == 1)
+        assert (layer.weight.grad.abs().max().item() < 1e-12) is (scale == 1)
+    assert layer.bias.grad is None
+
+
+def test_orthonormal_penalty_in_the_trainer_pulls_every_singular_value_to_1():
+    real = gaussian(32, 2)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    fit_critic(net, real, real, OrthonormalPenalty(10.0), steps=200, lr=3e-2)
+    for layer in (net[0], net[2]):
+        assert (torch.linalg.svdvals(layer.weight.detach()) - 1).abs().max() < 0.1
+
+
+def test_orthonormal_penalty_is_named_in_checkpoints():
+    """By its repr, which therefore tells two strengths apart."""
+    assert repr(OrthonormalPenalty()) == "OrthonormalPenalty(weight=1.0)"
+    assert repr(OrthonormalPenalty(0.5)) == "OrthonormalPenalty(weight=0.5)"
+    assert OrthonormalPenalty(0.5) == OrthonormalPenalty(0.5) != OrthonormalPenalty()
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [
+        (0.0, ValueError),
+        (-1.0, ValueError),
+        (math.inf, ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+    ],
+)
+def test_orthonormal_penalty_refuses_weights_that_are_not_positive(weight, error):
+    with pytest.raises(error, match="weight must be a"):
+        OrthonormalPenalty(weight)
 
 
 # --- refusals ----------------------------------------------------------------------------------
