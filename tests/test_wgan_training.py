@@ -1,6 +1,7 @@
 """The two loops: equal to loops written by hand, exact after a kill, and stopped by a NaN."""
 # ruff: noqa: ARG002  (a constraint is given what it may not need)
 
+import contextlib
 import copy
 import gc
 import math
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lipbook import wgan_training
 from lipbook.lipschitz import exact_lipschitz, jacobian_norms
 from lipbook.models import mlp
+from lipbook.normalization import spectral_normalize
 from lipbook.wgan import (
     Constraint,
     FrobeniusClipping,
@@ -331,6 +333,86 @@ def test_critic_step_returns_detached_scalars():
         )
         assert all(n.shape == () and not n.requires_grad for n in numbers)
         assert numbers[-1].isnan().item() != measure
+
+
+def normalized(*sizes, seed=0):
+    critic = net(*sizes, seed=seed)
+    for layer in critic[::2]:
+        spectral_normalize(layer)
+    return critic
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
+def test_a_step_makes_one_power_iteration_a_layer(constraint):
+    """Two passes and a penalty see one weight: its vectors are those of a single access."""
+    critic = normalized(3, 8, 8, 1)
+    twin = copy.deepcopy(critic)
+    for _ in range(3):
+        for layer in twin[::2]:
+            _ = layer.weight
+        critic_step(
+            *(critic, sgd(critic), constraint, points(4, 3, shift=1.0), points(4, 3, seed=1)), rng()
+        )
+        for mine, theirs in zip(critic.buffers(), twin.buffers(), strict=True):
+            assert torch.equal(mine, theirs)
+        with torch.no_grad():
+            for mine, theirs in zip(critic.parameters(), twin.parameters(), strict=True):
+                theirs.copy_(mine)
+
+
+def test_the_gradient_goes_through_the_one_weight_of_the_step():
+    critic = normalized(3, 1)
+    twin = copy.deepcopy(critic)
+    real, fake = points(4, 3, shift=1.0), points(4, 3, seed=1)
+    _, estimate, _, norm = critic_step(
+        *(critic, sgd(critic), GradientPenalty(), real, fake, rng()), measure=True
+    )
+    weight = twin[0].weight
+    slope = weight.norm()
+    ((slope - 1) ** 2 * 10 - (weight @ (real.mean(0) - fake.mean(0))).sum()).backward()
+    for mine, theirs in zip(critic.parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:  # the bias has none
+            torch.testing.assert_close(mine.grad, theirs.grad)
+    assert estimate.item() == pytest.approx((weight @ (real - fake).mean(0)).item())
+    assert norm.item() == pytest.approx(slope.item())
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
+def test_a_critic_without_a_parametrization_makes_the_same_step_as_ever(constraint):
+    critic = net(3, 5, 1)
+    twin = copy.deepcopy(critic)
+    real, fake = points(4, 3, shift=1.0), points(4, 3, seed=1)
+    critic_step(critic, sgd(critic), constraint, real, fake, rng())
+    estimate = twin(real).mean() - twin(fake).mean()
+    (constraint.penalty(twin, real, fake, rng()) - estimate).backward()
+    sgd(twin).step()
+    constraint.after_step(twin)
+    assert same(twin, state(critic))
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+def test_no_weight_of_a_step_outlives_it(spoil):
+    """After it, or after an error in it, an access is a fresh one."""
+
+    class Spoiler(Constraint):
+        def penalty(self, critic, real, fake, generator):
+            assert critic[0].weight is critic[0].weight
+            if spoil:
+                raise ZeroDivisionError
+            return super().penalty(critic, real, fake, generator)
+
+        def after_step(self, critic):
+            assert critic[0].weight is not critic[0].weight
+
+    critic = normalized(3, 4, 1)
+    with pytest.raises(ZeroDivisionError) if spoil else contextlib.nullcontext():
+        critic_step(critic, sgd(critic), Spoiler(), points(4, 3), points(4, 3, seed=1), rng())
+    first, second = critic[0].weight, critic[0].weight
+    assert not torch.equal(first, second)  # one more power iteration
 
 
 def test_optimizers_and_averages_are_torchs_own():
