@@ -12,6 +12,9 @@ from lipbook.convolution import (
     conv_norm_bounds,
     conv_spectral_norm,
 )
+from lipbook.dcgan import dcgan_critic, dcgan_generator
+from lipbook.fidelity import frechet_distance
+from lipbook.groupsort import GroupSort
 from lipbook.lipschitz import (
     activation_constant,
     activation_constants,
@@ -25,7 +28,13 @@ from lipbook.lipschitz import (
     maximize_jacobian_norm,
 )
 from lipbook.matrix_norms import frobenius_norm, induced_norm, stable_rank
-from lipbook.normalization import SpectralProjection, project_spectral_, spectral_normalize
+from lipbook.normalization import (
+    OrthonormalPenalty,
+    SpectralProjection,
+    article_spectral_normalize,
+    project_spectral_,
+    spectral_normalize,
+)
 from lipbook.power_iteration import (
     article_keras_spectral_norm,
     golub_kahan_lanczos,
@@ -62,6 +71,8 @@ __all__ = [
     "FrobeniusClipping",
     "FrobeniusExcess",
     "GradientPenalty",
+    "GroupSort",
+    "OrthonormalPenalty",
     "SpectralPenalty",
     "SpectralProjection",
     "Unconstrained",
@@ -69,6 +80,7 @@ __all__ = [
     "activation_constant",
     "activation_constants",
     "article_keras_spectral_norm",
+    "article_spectral_normalize",
     "circular_conv_spectral_norm",
     "clip_frobenius_",
     "clip_weights_",
@@ -76,9 +88,12 @@ __all__ = [
     "conv_norm_bounds",
     "conv_spectral_norm",
     "critic_loss",
+    "dcgan_critic",
+    "dcgan_generator",
     "difference_quotients",
     "exact_lipschitz",
     "fit_critic",
+    "frechet_distance",
     "frobenius_excess_penalty",
     "frobenius_norm",
     "frobenius_penalty",
