@@ -68,23 +68,56 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
 CRITIC_LRS = (1e-3, 3e-3)
 GENERATOR_LRS = (1e-3, 3e-3, 1e-2)
 #: The best strength and step sizes of each method on the tuning seeds (`best`).
-CHOSEN: dict[tuple[str, str], tuple[float, float, float]] = {}
+CHOSEN: dict[tuple[str, str], tuple[float, float, float]] = {
+    ("digits", "none"): (0.0, 0.001, 0.003),
+    ("digits", "weight clipping"): (0.1, 0.003, 0.003),
+    ("digits", "two-sided"): (1.0, 0.001, 0.003),
+    ("digits", "one-sided"): (10.0, 0.003, 0.003),
+    ("digits", "weight norm"): (0.5, 0.003, 0.003),
+    ("digits", "layer norm"): (0.0, 0.001, 0.01),
+    ("digits", "orthonormal"): (1.0, 0.003, 0.003),
+    ("digits", "SN"): (1.0, 0.003, 0.003),
+    ("digits", "SN, article"): (1.0, 0.001, 0.001),
+    ("digits", "after the step"): (1.0, 0.001, 0.01),
+    ("digits", "after, exact"): (1.0, 0.001, 0.003),
+    ("digits", "SN, GroupSort"): (1.0, 0.003, 0.003),
+    ("digits", "SN, residual"): (1.0, 0.001, 0.003),
+    ("digits", "SN, residual halved"): (1.0, 0.001, 0.003),
+    ("digits", "BN, free γ"): (1.0, 0.003, 0.01),
+    ("digits", "BN, γ by length"): (1.0, 0.001, 0.003),
+    ("digits", "BN, γ by norm"): (1.0, 0.001, 0.01),
+    ("ring", "two-sided"): (1.0, 0.003, 0.003),
+    ("ring", "one-sided"): (10.0, 0.001, 0.003),
+    ("ring", "SN"): (3.0, 0.001, 0.003),
+}
+#: Divided after the step, at the step sizes that are best for the division inside.
+EQUAL = {("digits", "after the step"): CHOSEN["digits", "SN, article"]}
 
 TUNING_SEEDS, TEST_SEEDS = (100, 101), tuple(range(10))
+#: Methods beside the comparison, which take long and are trained on the first test seeds only.
+N_SEEDS = {
+    "after, exact": 5,
+    "SN, GroupSort": 5,
+    "SN, residual": 5,
+    "SN, residual halved": 5,
+    "BN, free γ": 3,
+    "BN, γ by length": 3,
+    "BN, γ by norm": 3,
+}
 TOLERANCE = {"distance": 1.0}
 
 
 def cells() -> list[dict[str, int | float | str]]:
-    """List the runs: all settings on the tuning seeds, the chosen ones on ten others."""
+    """List the runs: all settings on the tuning seeds, the chosen and the equal ones on others."""
     tried = [
         (task, method, *setting)
         for task, methods in STRENGTHS.items()
         for method, strengths in methods.items()
         for setting in product(strengths, CRITIC_LRS, GENERATOR_LRS)
     ]
-    chosen = [(*key, *setting) for key, setting in CHOSEN.items()]
+    kept = [(*key, *setting) for key, setting in (*CHOSEN.items(), *EQUAL.items())]
     plan = [(seed, run) for seed in TUNING_SEEDS for run in tried]
-    plan += [(seed, run) for seed in TEST_SEEDS for run in chosen]
+    plan += [(s, run) for s in TEST_SEEDS for run in kept if s < N_SEEDS.get(run[1], s + 1)]
     names = ("task", "method", "strength", "critic_lr", "generator_lr")
     return [{**dict(zip(names, run, strict=True)), "seed": seed} for seed, run in plan]
 

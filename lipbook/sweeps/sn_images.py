@@ -43,7 +43,7 @@ METHODS = (
     ("inside", "none"),
     ("after the step", "none"),
 )
-SEEDS = tuple(range(1, 6))
+SEEDS = tuple(range(1, 5))
 
 TOLERANCE = {"distance": 0.4, "pixels": 0.3}
 
