@@ -92,12 +92,12 @@ def lipschitz_certificate(
     Traceback (most recent call last):
     TypeError: the constant of layer '0' (Softmax) is not known; pass ...
     """
+    constants, root = constants or {}, nn.Sequential(module)
     try:
-        graph = fx.symbolic_trace(nn.Sequential(module))
+        graph = fx.GraphModule(root, _Tracer(constants).trace(root))
     except fx.proxy.TraceError as error:
         raise TypeError(f"module must be traceable by torch.fx: {error}") from error
     try_out(module, input_size)
-    constants = constants or {}
     known = {key for name, layer in module.named_modules() for key in (name, type(layer))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the module")
@@ -106,6 +106,18 @@ def lipschitz_certificate(
         certifier.run(_zeros(module, input_size))
     table = pd.DataFrame(certifier.rows, columns=["operation", "constant", "bound"])
     return Certificate(certifier.rows[-1][-1], table)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into no layer whose constant is given."""
+
+    def __init__(self, constants: Mapping[str | type[nn.Module], float]) -> None:
+        super().__init__()
+        self.constants = constants
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        given = type(m) in self.constants or module_qualified_name[2:] in self.constants
+        return given or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Certifier(fx.Interpreter):

@@ -139,7 +139,7 @@ def random_features(channels: int = 3, width: int = 16) -> Callable[[Tensor], Te
         found, image = [], images.detach().to("cpu", torch.float32)
         for layer in layers:
             image = torch.nn.functional.leaky_relu(layer(image), 0.2)
-            found += [image.mean((2, 3)), image.std((2, 3))]
+            found += [image.mean((2, 3)), image.std((2, 3), correction=0)]
         return torch.cat(found, dim=1)
 
     return torch.no_grad()(features)

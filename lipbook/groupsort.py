@@ -43,12 +43,12 @@ class GroupSort(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the shape of `x`, of at least one axis."""
-        size = x.shape[-1] if self.group_size is None else self.group_size
+        size = max(x.shape[-1], 1) if self.group_size is None else self.group_size
         if x.shape[-1] % size:
             raise ValueError(
                 f"group_size must divide the last axis, got {size} for shape {tuple(x.shape)}"
             )
-        groups = x.reshape(*x.shape[:-1], -1, size)
+        groups = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
         return groups.sort(dim=-1).values.reshape(x.shape)
 
     def extra_repr(self) -> str:

@@ -292,6 +292,10 @@ class OrthonormalPenalty(Constraint):
     ) -> Tensor:
         """Return the weighted penalty of the critic's weights."""
         rows = [w.flatten(1) for w in critic.parameters() if w.ndim > 1]
+        if not rows:
+            raise ValueError(
+                f"critic must have a parameter with two axes or more, {critic} has none"
+            )
         squares = [w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w for w in rows]
         deviations = [s - torch.eye(len(s), dtype=s.dtype, device=s.device) for s in squares]
         return self.weight * torch.stack([d.square().sum() for d in deviations]).sum()

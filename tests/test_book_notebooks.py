@@ -29,6 +29,7 @@ PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str"
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
 MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
     "04_spectral_regularization": {"image_dir": ("str", '""')},
+    "06_spectral_normalization": {"faces_dir": ("str", '""')},
 }
 
 

@@ -823,3 +823,8 @@ def test_refused_weights():
 def test_refused_projections(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_orthonormal_penalty_of_no_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"critic must have a parameter with two axes .* ReLU"):
+        OrthonormalPenalty().penalty(nn.ReLU(), torch.zeros(1), torch.zeros(1), None)
