@@ -9,9 +9,11 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lipbook import sweeps
 from lipbook.groupsort import GroupSort
 from lipbook.lipschitz import jacobian_norms
 from lipbook.normalization import OrthonormalPenalty, SpectralProjection
@@ -417,3 +419,23 @@ def test_a_run_on_patches_looks_along_the_way_and_is_decided_by_its_cell(monkeyp
     assert sn_images.measure("inside", "BatchNorm", 1e-3, 1) == rows
     assert sn_images.measure("inside", "BatchNorm", 1e-3, 2) != rows
     assert sn_images.measure("inside", "BatchNorm", 1e-2, 1)[1] != rows[1]
+
+
+@pytest.mark.parametrize("task", ["digits", "ring"])
+@pytest.mark.parametrize("penalty", ["one-sided", "two-sided"])
+def test_normalization_needs_more_steps_than_either_penalty(task, penalty):
+    """SP5 says fewer. Each at the settings with the best last distance, over ten seeds."""
+    table = sweeps.load("sn_generation")
+    tested = table[table["seed"].isin(study.TEST_SEEDS)]
+
+    def runs(method):
+        names = ("strength", "critic_lr", "generator_lr")
+        setting = dict(zip(names, study.CHOSEN[task, method], strict=True))
+        found = sweeps.rows(tested, {"task": task, "method": method, **setting})
+        return found.pivot_table("distance", "seed", "step")
+
+    ours, theirs = runs("SN"), runs(penalty)
+    level = 1.25 * max(r[study.STEPS].mean() for r in (ours, theirs))
+    ratio = study.steps_to(ours, level) / study.steps_to(theirs, level)
+    assert len(ratio) == 10
+    assert stats.t.interval(0.95, 9, ratio.mean(), stats.sem(ratio))[0] > 1
