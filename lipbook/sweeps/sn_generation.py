@@ -13,6 +13,7 @@ if it ends better, each at its best step sizes. All of it over the test seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
@@ -114,7 +115,9 @@ N_SEEDS = {
     "BN, γ by length": 3,
     "BN, γ by norm": 3,
 }
-TOLERANCE = {"distance": 1.0}
+#: A factor of two: trainings part after a few hundred steps on another machine, those with
+#: BatchNorm by up to a factor of 1.6 in a trial, and a method of another kind ends further off.
+TOLERANCE = {"log distance": 0.7}
 
 
 def cells() -> list[dict[str, int | float | str]]:
@@ -275,7 +278,8 @@ def _train(
     def look(step: int) -> None:
         if step in SNAPSHOTS:
             with torch.no_grad():
-                seen.append({"step": step, "distance": distance(generator_net(latents))})
+                found = distance(generator_net(latents))
+                seen.append({"step": step, "distance": found, "log distance": math.log(found)})
 
     train_wgan(
         generator_net,

@@ -45,7 +45,9 @@ METHODS = (
 )
 SEEDS = tuple(range(1, 5))
 
-TOLERANCE = {"distance": 0.4, "pixels": 0.3}
+#: Between a generator that learnt (.25) and one that did not (.9) lies more; one that got stuck on
+#: one machine (.63) may not do so on another.
+TOLERANCE = {"distance": 0.6, "pixels": 0.4}
 
 
 def cells() -> list[dict[str, int | float | str]]:
