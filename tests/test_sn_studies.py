@@ -87,7 +87,7 @@ def test_equal_and_fastest_settings_are_measured_on_every_test_seed():
     for settings in (study.EQUAL, study.FASTEST):
         for (task, method), setting in settings.items():
             runs = cells[(cells["task"] == task) & (cells["method"] == method)]
-            same = (runs[SETTING] == setting).all(axis=1)
+            same = (runs[SETTING] == list(setting)).all(axis=1)
             assert set(study.TEST_SEEDS) <= set(runs[same]["seed"])
     assert not cells.duplicated().any()
 
