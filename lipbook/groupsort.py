@@ -26,6 +26,7 @@ class GroupSort(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> GroupSort(2)(torch.tensor([[3.0, 1.0, 5.0, 7.0]])).tolist()
     [[1.0, 3.0, 5.0, 7.0]]
     >>> GroupSort()(torch.tensor([[3.0, 7.0, 5.0, 1.0]])).tolist()
