@@ -102,7 +102,12 @@ def digit_features() -> Callable[[Tensor], Tensor]:
         torch.manual_seed(0)
         classifier = mlp([64, 64, 32, 10])
     train_classifier(classifier, *train, epochs=30, lr=3e-3)
-    return _flat_without_gradient(classifier[:-1])
+
+    def features(images: Tensor) -> Tensor:
+        seen: Tensor = classifier[:-1](images.flatten(1).to("cpu", torch.float32))
+        return seen
+
+    return torch.no_grad()(features)
 
 
 @lru_cache
@@ -143,12 +148,3 @@ def random_features(channels: int = 3, width: int = 16) -> Callable[[Tensor], Te
         return torch.cat(found, dim=1)
 
     return torch.no_grad()(features)
-
-
-def _flat_without_gradient(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    @torch.no_grad()
-    def features(images: Tensor) -> Tensor:
-        seen: Tensor = network(images.flatten(1).to("cpu", torch.float32))
-        return seen
-
-    return features

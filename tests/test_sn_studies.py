@@ -105,12 +105,13 @@ def test_what_is_chosen_was_tried():
         assert generator_lr in study.GENERATOR_LRS
 
 
-def test_the_best_setting_has_the_smallest_mean_last_distance_on_the_tuning_seeds():
-    def row(method, strength, lrs, seed, distance, *, step=study.STEPS, task="ring"):
-        cell = {"task": task, "method": method, "strength": strength, "seed": seed}
-        rates = {"critic_lr": lrs[0], "generator_lr": lrs[1]}
-        return {**cell, **rates, "step": step, "distance": distance}
+def row(method, strength, lrs, seed, distance, *, step=study.STEPS, task="ring"):
+    cell = {"task": task, "method": method, "strength": strength, "seed": seed}
+    rates = {"critic_lr": lrs[0], "generator_lr": lrs[1]}
+    return {**cell, **rates, "step": step, "distance": distance}
 
+
+def test_the_best_setting_has_the_smallest_mean_last_distance_on_the_tuning_seeds():
     low, high = (1e-3, 1e-3), (3e-3, 1e-2)
     rows = [
         *(row("SN", 1.0, low, 100, 0.9), row("SN", 1.0, low, 101, 0.1)),
@@ -146,6 +147,36 @@ def test_steps_to_a_distance(distances, level, expected):
     assert found.index.tolist() == ["run", "other"]
     assert found["run"] == pytest.approx(expected)
     assert study.steps_to(runs, 0.5)["other"] == pytest.approx(1000)
+
+
+def test_runs_are_compared_seed_by_seed_by_the_steps_to_one_distance(monkeypatch):
+    monkeypatch.setattr(study, "STEPS", 1000)
+    steps = [10, 100, 1000]
+    ours = pd.DataFrame([(8, 4, 2), (8, 2, 2)], index=[3, 5], columns=steps)
+    others = pd.DataFrame([(9, 9, 9), (8, 4, 3.2), (8, 8, 3.2)], index=[1, 3, 5], columns=steps)
+    ratio, last = study.compared(ours, others)  # 1.25 · 3.2 = 4
+    assert ratio.index.tolist() == last.index.tolist() == [3, 5]
+    assert ratio[3] == pytest.approx(1)
+    assert ratio[5] == pytest.approx(10**1.5 / 10 ** (2 + math.log(2) / math.log(2.5)))
+    assert last.tolist() == pytest.approx([2 / 3.2] * 2)
+    swapped, _ = study.compared(others.loc[[3, 5]], ours)
+    assert (ratio * swapped).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("setting", [None, (1.0, 3e-3, 1e-3)])
+def test_runs_of_a_method_are_those_of_its_settings_on_test_seeds(setting):
+    low, high = study.CHOSEN["ring", "SN"], (1.0, 3e-3, 1e-3)
+    rows = [
+        row("SN", how[0], how[1:], seed, value + seed, step=step)
+        for how, value in ((low, 1.0), (high, 2.0))
+        for seed in (0, 7, 100)
+        for step in (25, 400)
+    ]
+    rows += [row("SN", low[0], low[1:], 0, 50.0, task="digits")]
+    runs = study.runs_of(pd.DataFrame(rows), "ring", "SN", setting)
+    assert runs.columns.tolist() == [25, 400]
+    assert runs.index.tolist() == [0, 7]
+    assert runs.loc[7].tolist() == [8.0 if setting is None else 9.0] * 2
 
 
 # --- what the methods build into a critic ---
@@ -444,16 +475,8 @@ def test_a_run_on_patches_looks_along_the_way_and_is_decided_by_its_cell(monkeyp
 def test_normalization_needs_more_steps_than_either_penalty(task, penalty):
     """SP5 says fewer. Each at the settings with the best last distance, over ten seeds."""
     table = sweeps.load("sn_generation")
-    tested = table[table["seed"].isin(study.TEST_SEEDS)]
-
-    def runs(method):
-        names = ("strength", "critic_lr", "generator_lr")
-        setting = dict(zip(names, study.CHOSEN[task, method], strict=True))
-        found = sweeps.rows(tested, {"task": task, "method": method, **setting})
-        return found.pivot_table("distance", "seed", "step")
-
-    ours, theirs = runs("SN"), runs(penalty)
-    level = 1.25 * max(r[study.STEPS].mean() for r in (ours, theirs))
-    ratio = study.steps_to(ours, level) / study.steps_to(theirs, level)
-    assert len(ratio) == 10
-    assert stats.t.interval(0.95, 9, ratio.mean(), stats.sem(ratio))[0] > 1
+    steps, last = study.compared(
+        study.runs_of(table, task, "SN"), study.runs_of(table, task, penalty)
+    )
+    assert len(steps) == len(last) == 10
+    assert stats.t.interval(0.95, 9, steps.mean(), stats.sem(steps))[0] > 1

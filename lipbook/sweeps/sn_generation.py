@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from lipbook import sweeps
 from lipbook.data import Splits, digits, split
 from lipbook.fidelity import digit_features, frechet_distance
 from lipbook.groupsort import GroupSort
@@ -185,6 +186,33 @@ def steps_to(distances: pd.DataFrame, level: float) -> pd.Series[float]:
     return pd.Series(found)
 
 
+def runs_of(
+    table: pd.DataFrame,
+    task: str,
+    method: str,
+    setting: tuple[float, float, float] | None = None,
+) -> pd.DataFrame:
+    """Return a method's distances on the test seeds, one row a seed and one column a step.
+
+    With the settings in `CHOSEN` unless others are given.
+    """
+    names = ("task", "method", "strength", "critic_lr", "generator_lr")
+    cell = (task, method, *(setting or CHOSEN[task, method]))
+    rows = sweeps.rows(table[table["seed"].isin(TEST_SEEDS)], dict(zip(names, cell, strict=True)))
+    return rows.pivot_table("distance", "seed", "step")
+
+
+def compared(runs: pd.DataFrame, others: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Divide the steps of some runs by those of others, and their last distances, seed by seed.
+
+    The steps are those to 1.25 times the larger of the two mean last distances, as SP5 counts them;
+    `others` may have further seeds, which are left out.
+    """
+    others = others.loc[runs.index]
+    level = 1.25 * max(r[STEPS].mean() for r in (runs, others))
+    return steps_to(runs, level) / steps_to(others, level), runs[STEPS] / others[STEPS]
+
+
 def critic(task: str, method: str, strength: float) -> nn.Module:
     """Return a critic with what the method builds into it; weights from torch's global seed."""
     inputs, width = (64, WIDTH) if task == "digits" else (2, ring.WIDTH)
@@ -244,57 +272,84 @@ def constraint(method: str, strength: float) -> Constraint:
     return Unconstrained()
 
 
+def latent_dim(task: str) -> int:
+    """Return how many normal numbers a generator of a task takes."""
+    return LATENT_DIM if task == "digits" else ring.LATENT_DIM
+
+
 def generator(task: str) -> nn.Module:
     """Return the generator of a task, from latents to samples; weights from the global seed."""
     if task == "digits":
-        return nn.Sequential(mlp([LATENT_DIM, WIDTH, 64]), nn.Sigmoid())
-    return mlp([ring.LATENT_DIM, ring.WIDTH, ring.WIDTH, 2], _leaky)
+        return nn.Sequential(mlp([latent_dim(task), WIDTH, 64]), nn.Sigmoid())
+    return mlp([latent_dim(task), ring.WIDTH, ring.WIDTH, 2], _leaky)
 
 
 def measure(
     task: str, method: str, strength: float, critic_lr: float, generator_lr: float, seed: int
 ) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
-    # Pixels that no digit uses have weights that die out: subnormal numbers, which halve the speed.
-    torch.set_flush_denormal(True)
-    try:
-        return _train(task, method, strength, (critic_lr, generator_lr), seed)
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def _train(
-    task: str, method: str, strength: float, lrs: tuple[float, float], seed: int
-) -> list[dict[str, float]]:
-    torch.manual_seed(seed)
-    generator_net, critic_net = generator(task), critic(task, method, strength)
     distance = (_digit_distance if task == "digits" else _ring_distance)(seed)
-    latent_dim = LATENT_DIM if task == "digits" else ring.LATENT_DIM
     latents = torch.randn(
-        N_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed + 20_000)
+        N_SAMPLES, latent_dim(task), generator=torch.Generator().manual_seed(seed + 20_000)
     )
     seen: list[dict[str, float]] = []
 
-    def look(step: int) -> None:
+    def look(step: int, generator_net: nn.Module) -> None:
         if step in SNAPSHOTS:
             with torch.no_grad():
                 found = distance(generator_net(latents))
                 seen.append({"step": step, "distance": found, "log distance": math.log(found)})
 
-    train_wgan(
-        generator_net,
-        critic_net,
-        real_digits if task == "digits" else ring.real_samples,
-        latent_dim=latent_dim,
-        constraint=constraint(method, strength),
-        steps=STEPS,
-        batch_size=64,
-        critic_lr=lrs[0],
-        generator_lr=lrs[1],
-        generator=torch.Generator().manual_seed(seed),
-        on_step=look,
-    )
+    train(task, method, (strength, critic_lr, generator_lr), seed, steps=STEPS, on_step=look)
     return seen
+
+
+def train(
+    task: str,
+    method: str,
+    setting: tuple[float, float, float],
+    seed: int,
+    *,
+    steps: int,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+) -> tuple[nn.Module, nn.Module]:
+    """Train networks of the study, and return the generator and the critic.
+
+    Parameters
+    ----------
+    task, method : str
+        A key of `CHOSEN`.
+    setting : tuple of float
+        Strength, step size of the critic, step size of the generator.
+    seed : int
+        Decides weights, latents and batches.
+    steps : int
+        Of the generator; five of the critic to each.
+    on_step : callable, optional
+        Called with the number of each step and the generator.
+    """
+    strength, critic_lr, generator_lr = setting
+    torch.manual_seed(seed)
+    generator_net, critic_net = generator(task), critic(task, method, strength)
+    # Pixels that no digit uses have weights that die out: subnormal numbers, which halve the speed.
+    torch.set_flush_denormal(True)
+    try:
+        train_wgan(
+            generator_net,
+            critic_net,
+            real_digits if task == "digits" else ring.real_samples,
+            latent_dim=latent_dim(task),
+            constraint=constraint(method, strength),
+            steps=steps,
+            batch_size=64,
+            critic_lr=critic_lr,
+            generator_lr=generator_lr,
+            generator=torch.Generator().manual_seed(seed),
+            on_step=None if on_step is None else lambda step: on_step(step, generator_net),
+        )
+    finally:
+        torch.set_flush_denormal(False)
+    return generator_net, critic_net
 
 
 def real_digits(n: int, generator: torch.Generator) -> Tensor:
