@@ -14,7 +14,7 @@ if it ends better, each at its best step sizes. All of it over the test seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -148,13 +148,15 @@ def best(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float
     return dict(zip(keys, settings, strict=True))
 
 
-def fastest(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """Choose the settings of `RIVALS` by their steps to one distance, on the tuning seeds.
+def fastest(
+    table: pd.DataFrame, methods: Sequence[str] = RIVALS
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Choose the settings of some methods by their steps to one distance, on the tuning seeds.
 
     Written after `best` had left normalization behind in SP5, to see if it is the choice's doing.
     The distance is 1.25 times the largest of their mean last ones at the settings of `best`.
     """
-    tuning = table[table["seed"].isin(TUNING_SEEDS) & table["method"].isin(RIVALS)]
+    tuning = table[table["seed"].isin(TUNING_SEEDS) & table["method"].isin(methods)]
     chosen = {}
     for task, runs in tuning.groupby("task", sort=False):
         setting = ["method", "strength", "critic_lr", "generator_lr"]

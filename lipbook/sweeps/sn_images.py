@@ -2,7 +2,7 @@
 
 The networks are those of the example, smaller and for 32×32 patches of two photographs, with its
 optimizer, its BatchNorm or none, and its estimate of the norm. The Fréchet distance between the
-statistics of random convolutions says how far generated patches are from others of the photographs,
+statistics of random convolutions says how far generated patches are from those of the photographs,
 and the sliced W₁ between the pixels. `train` also takes the example at its full size.
 
 Decided after a look at seed 0 and before the table, which is of other seeds, was measured: the
@@ -13,7 +13,7 @@ images (SP8) if it ends at the smaller distance, at each of the step sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import lru_cache, partial
 from itertools import product
 
@@ -24,9 +24,13 @@ from lipbook.dcgan import dcgan_critic, dcgan_generator
 from lipbook.fidelity import frechet_distance, random_features
 from lipbook.images import photo_patches
 from lipbook.models import evaluation_mode
-from lipbook.normalization import SpectralProjection, article_spectral_normalize
+from lipbook.normalization import (
+    SpectralProjection,
+    article_spectral_normalize,
+    spectral_normalize,
+)
 from lipbook.transport import sliced_wasserstein_distance
-from lipbook.wgan import Constraint, Unconstrained
+from lipbook.wgan import Constraint, GradientPenalty, Unconstrained
 from lipbook.wgan_training import Sampler, train_wgan
 
 SIZE, WIDTH, BATCH_SIZE, LATENT_DIM = 32, 8, 16, 100
@@ -60,17 +64,30 @@ def cells() -> list[dict[str, int | float | str]]:
 
 def measure(division: str, norm: str, lr: float, seed: int) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
-    held_out = patches(N_SAMPLES, torch.Generator().manual_seed(seed + 10_000))
+    return watched(division, norm, lr=lr, seed=seed, snapshots=SNAPSHOTS)
+
+
+def watched(
+    division: str,
+    norm: str,
+    *,
+    lr: float,
+    seed: int,
+    snapshots: Container[int],
+    strength: float = 1.0,
+) -> list[dict[str, float]]:
+    """Train on patches as `train` does; return the number and the `quality` of some steps."""
+    real = patches(N_SAMPLES, torch.Generator().manual_seed(seed + 10_000))
     latents = torch.randn(
         N_SAMPLES, LATENT_DIM, generator=torch.Generator().manual_seed(seed + 20_000)
     )
     seen: list[dict[str, float]] = []
 
     def look(step: int, generator_net: nn.Module) -> None:
-        if step in SNAPSHOTS:
-            seen.append({"step": step, **quality(held_out, generated(generator_net, latents))})
+        if step in snapshots:
+            seen.append({"step": step, **quality(real, generated(generator_net, latents))})
 
-    train(division, norm, patches, lr=lr, seed=seed, on_step=look)
+    train(division, norm, patches, strength=strength, lr=lr, seed=seed, on_step=look)
     return seen
 
 
@@ -80,6 +97,7 @@ def train(
     sample: Sampler,
     *,
     seed: int,
+    strength: float = 1.0,
     lr: float = 2e-4,
     size: int = SIZE,
     width: int = WIDTH,
@@ -96,11 +114,14 @@ def train(
     Parameters
     ----------
     division, norm : str
-        One of `METHODS`.
+        One of `METHODS`, or the critic is normalized by `spectral_normalize`, ``"SN"``, or has a
+        penalty, ``"one-sided"`` or ``"two-sided"``.
     sample : callable
         As for `train_wgan`; colour images of `size` in [−1, 1], on `device`.
     seed : int
         Decides weights, latents and batches.
+    strength : float, default 1.0
+        λ of a penalty, and for ``"SN"`` the norm of a convolution's kernel.
     lr, size, width, batch_size, steps, device, progress
         Step size of both networks, edge of the images, channels of the first convolution, and how
         long and where to train.
@@ -113,12 +134,16 @@ def train(
     critic = dcgan_critic(shape, width=width, batch_norm=norm == "BatchNorm").to(device)
     if division == "inside":
         article_spectral_normalize(critic)
+    elif division == "SN":
+        for layer in [layer for layer in critic if hasattr(layer, "weight")]:
+            divided = not isinstance(layer, nn.BatchNorm2d)
+            spectral_normalize(layer, coefficient=strength if divided else 1.0)
     train_wgan(
         generator_net,
         critic,
         sample,
         latent_dim=LATENT_DIM,
-        constraint=constraint(division),
+        constraint=constraint(division, strength),
         steps=steps,
         batch_size=batch_size,
         critic_lr=lr,
@@ -131,8 +156,10 @@ def train(
     return generator_net
 
 
-def constraint(division: str) -> Constraint:
-    """Return what a method of `METHODS` adds to the loss or does after the step."""
+def constraint(division: str, strength: float = 1.0) -> Constraint:
+    """Return what a method adds to the loss or does after the step."""
+    if division in ("one-sided", "two-sided"):
+        return GradientPenalty(strength, one_sided=division == "one-sided")
     return SpectralProjection("article") if division == "after the step" else Unconstrained()
 
 
