@@ -1,4 +1,4 @@
-"""The two studies of chapter 6: what is compared, what is chosen, and that every method trains."""
+"""The studies of chapter 6: what is compared, what is chosen, and that every method trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lipbook.lipschitz import jacobian_norms
 from lipbook.normalization import OrthonormalPenalty, SpectralProjection
 from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.sweeps import sn_generation as study
-from lipbook.sweeps import sn_images
+from lipbook.sweeps import sn_images, sn_photographs
 from lipbook.wgan import GradientPenalty, Unconstrained, WeightClipping
 
 METHODS = [(task, method) for task, methods in study.STRENGTHS.items() for method in methods]
@@ -55,7 +55,7 @@ def settled(net: nn.Module, accesses: int = 300) -> nn.Module:
 # --- which runs there are, and which are chosen ---
 
 
-@pytest.mark.parametrize("module", [study, sn_images])
+@pytest.mark.parametrize("module", [study, sn_images, sn_photographs])
 def test_cells_are_distinct_and_what_measure_takes(module):
     cells = pd.DataFrame(module.cells())
     assert list(cells) == list(inspect.signature(module.measure).parameters)
@@ -96,6 +96,9 @@ def test_choices_follow_from_the_table():
     table = sweeps.load("sn_generation")
     assert study.best(table) == study.CHOSEN
     assert study.fastest(table) == study.FASTEST
+    table = sweeps.load("sn_photographs")
+    assert study.best(table) == sn_photographs.CHOSEN
+    assert study.fastest(table, tuple(sn_photographs.STRENGTHS)) == sn_photographs.FASTEST
 
 
 def test_what_is_chosen_was_tried():
@@ -454,6 +457,78 @@ def test_the_example_trains_with_its_settings(division, norm, monkeypatch):
     # Divided by the listing's estimate: divided again, the last weights stay.
     kernel = critic[-1].weight.detach()
     assert article_keras_spectral_norm(kernel.T).item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("division", ["SN", "one-sided", "two-sided"])
+def test_the_example_trains_under_its_rivals(division, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        sn_images, "train_wgan", lambda _, critic, __, **options: seen.update(options, net=critic)
+    )
+    sn_images.train(division, "BatchNorm", sn_images.patches, **SMALL, strength=3.0)
+    net = seen["net"]
+    assert (
+        seen["constraint"]
+        == {
+            "SN": Unconstrained(),
+            "one-sided": GradientPenalty(3.0, one_sided=True),
+            "two-sided": GradientPenalty(3.0),
+        }[division]
+    )
+    for layer in [layer for layer in net if hasattr(layer, "weight")]:
+        assert parametrize.is_parametrized(layer) is (division == "SN")
+        if division == "SN":
+            for _ in range(200):
+                weight = layer.weight.detach()
+            matrix = isinstance(layer, nn.Conv2d | nn.Linear)
+            length = norm(weight.flatten(1)) if matrix else weight.max().item()
+            assert length == pytest.approx(3 if matrix else 1, rel=0.02)
+
+
+# --- normalization against the penalty on them ---
+
+
+def test_every_rival_has_the_same_number_of_settings_on_patches(monkeypatch):
+    chosen = {("patches", method): (1.0, 1e-3, 1e-3) for method in sn_photographs.STRENGTHS}
+    fast = {**chosen, ("patches", "SN"): (3.0, 3e-3, 3e-3)}
+    monkeypatch.setattr(sn_photographs, "CHOSEN", chosen)
+    monkeypatch.setattr(sn_photographs, "FASTEST", fast)
+    cells = pd.DataFrame(sn_photographs.cells())
+    tuning, test = (cells[cells["seed"].isin(s)] for s in (study.TUNING_SEEDS, study.TEST_SEEDS))
+    assert len(tuning) + len(test) == len(cells)
+    assert set(tuning["method"]) == set(sn_photographs.STRENGTHS)
+    assert (tuning.groupby(["method", "seed"]).size() == 4).all()
+    assert test.groupby("method").size().to_dict() == {
+        **dict.fromkeys(sn_photographs.STRENGTHS, 10),
+        "SN": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "built"),
+    [
+        ("SN", ("SN", "none")),
+        ("SN, BatchNorm", ("SN", "BatchNorm")),
+        ("one-sided", ("one-sided", "none")),
+        ("two-sided", ("two-sided", "none")),
+    ],
+)
+def test_settings_reach_the_networks_of_the_patches(method, built, monkeypatch):
+    def watched(*names, **options):
+        seen.append((names, options))
+        return [{"step": 1, "distance": 2.0, "pixels": 0.1}]
+
+    seen = []
+    monkeypatch.setattr(sn_images, "watched", watched)
+    (found,) = sn_photographs.measure("patches", method, 3.0, 1e-3, 1e-3, 7)
+    options = {"lr": 1e-3, "seed": 7, "strength": 3.0, "snapshots": sn_photographs.SNAPSHOTS}
+    assert seen == [(built, options)]
+    assert found["log distance"] == pytest.approx(math.log(2))
+
+
+def test_both_networks_have_one_step_size_on_patches():
+    with pytest.raises(ValueError, match=r"must be equal here, got 0\.001 and 0\.003"):
+        sn_photographs.measure("patches", "SN", 1.0, 1e-3, 3e-3, 0)
 
 
 def test_a_run_on_patches_looks_along_the_way_and_is_decided_by_its_cell(monkeypatch):
