@@ -498,7 +498,7 @@ def test_normalized_critics_are_tuned_no_less_on_patches(monkeypatch):
     assert len(tuning) + len(test) == len(cells)
     assert set(tuning["method"]) == set(sn_photographs.STRENGTHS)
     settings = tuning.groupby("method").size() // 2
-    assert settings.to_dict() == {"SN": 8, "SN, BatchNorm": 6, "one-sided": 4, "two-sided": 4}
+    assert settings.to_dict() == {"SN": 12, "SN, BatchNorm": 9, "one-sided": 4, "two-sided": 4}
     assert (tuning.groupby(["method", "seed"]).size().groupby("method").nunique() == 1).all()
     assert test.groupby("method").size().to_dict() == {
         **dict.fromkeys(sn_photographs.STRENGTHS, 10),
