@@ -528,6 +528,15 @@ def test_settings_reach_the_networks_of_the_patches(method, built, monkeypatch):
     assert found["log distance"] == pytest.approx(math.log(2))
 
 
+def test_what_is_watched_on_patches_is_trained_with_the_settings(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sn_images, "train", lambda *names, **options: seen.append((names, options)))
+    sn_images.watched("SN", "none", lr=1e-3, seed=7, strength=3.0, snapshots=(1,))
+    ((names, options),) = seen
+    assert names == ("SN", "none", sn_images.patches)
+    assert (options["lr"], options["seed"], options["strength"]) == (1e-3, 7, 3.0)
+
+
 def test_both_networks_have_one_step_size_on_patches():
     with pytest.raises(ValueError, match=r"must be equal here, got 0\.001 and 0\.003"):
         sn_photographs.measure("patches", "SN", 1.0, 1e-3, 3e-3, 0)
