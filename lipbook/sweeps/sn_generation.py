@@ -258,7 +258,7 @@ class Residual(nn.Module):
         return self.factor * added
 
 
-def constraint(method: str, strength: float) -> Constraint:
+def constraint(method: str, strength: float = 1.0) -> Constraint:
     """Return what a method adds to the loss or does after the step."""
     match method:
         case "weight clipping":

@@ -24,13 +24,9 @@ from lipbook.dcgan import dcgan_critic, dcgan_generator
 from lipbook.fidelity import frechet_distance, random_features
 from lipbook.images import photo_patches
 from lipbook.models import evaluation_mode
-from lipbook.normalization import (
-    SpectralProjection,
-    article_spectral_normalize,
-    spectral_normalize,
-)
+from lipbook.normalization import article_spectral_normalize, spectral_normalize
+from lipbook.sweeps.sn_generation import constraint
 from lipbook.transport import sliced_wasserstein_distance
-from lipbook.wgan import Constraint, GradientPenalty, Unconstrained
 from lipbook.wgan_training import Sampler, train_wgan
 
 SIZE, WIDTH, BATCH_SIZE, LATENT_DIM = 32, 8, 16, 100
@@ -154,13 +150,6 @@ def train(
         progress=progress,
     )
     return generator_net
-
-
-def constraint(division: str, strength: float = 1.0) -> Constraint:
-    """Return what a method adds to the loss or does after the step."""
-    if division in ("one-sided", "two-sided"):
-        return GradientPenalty(strength, one_sided=division == "one-sided")
-    return SpectralProjection("article") if division == "after the step" else Unconstrained()
 
 
 @torch.no_grad()
