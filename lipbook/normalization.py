@@ -9,28 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
-from lipbook.power_iteration import article_keras_spectral_norm, random_start, spectral_norm
+from lipbook.parametrizations import (
+    CONVOLUTIONS,
+    BatchNormNormalization,
+    ConvNormalization,
+    MatrixNormalization,
+    Normalization,
+    Options,
+    VectorNormalization,
+    inverse_std,
+)
+from lipbook.power_iteration import article_keras_spectral_norm, spectral_norm
 from lipbook.validation import check_count, check_positive, check_tensor
 from lipbook.wgan import Constraint
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_HALF = (torch.float16, torch.bfloat16)
-
-_WARM_UP = 15  # iterations at the start, torch's number
-_RECOVERY = 100  # iterations for vectors that belong to another weight
-_ALIGNED = 0.5  # cosine below which they do
 
 
 def spectral_normalize(
@@ -115,23 +117,23 @@ def spectral_normalize(
     check_tensor(weight.detach(), name, min_ndim=1)
     if norm not in ("matrix", "operator"):
         raise ValueError(f"norm must be 'matrix' or 'operator', got {norm!r}")
-    options = _Options(check_positive(coefficient, "coefficient"), at_most, eps)
+    options = Options(check_positive(coefficient, "coefficient"), at_most, eps)
     check_positive(eps, "eps")
     if not isinstance(at_most, bool):
         raise TypeError(f"at_most must be a bool, got {type(at_most).__name__}")
     check_count(n_power_iterations, "n_power_iterations")
-    normalization: _Normalization
+    normalization: Normalization
     if isinstance(module, _BATCH_NORMS):
-        normalization = _BatchNormNormalization(module, weight, options)
+        normalization = BatchNormNormalization(module, weight, options)
     elif weight.ndim == 1:
-        normalization = _VectorNormalization(options)
+        normalization = VectorNormalization(options)
     elif norm == "matrix" or isinstance(module, nn.Linear):
         dim = int(isinstance(module, _TRANSPOSED)) if dim is None else dim
         if not -weight.ndim <= dim < weight.ndim:
             raise ValueError(f"dim must be an axis of shape {tuple(weight.shape)}, got {dim}")
-        normalization = _MatrixNormalization(weight, dim, n_power_iterations, options)
+        normalization = MatrixNormalization(weight, dim, n_power_iterations, options)
     else:
-        normalization = _ConvNormalization(module, weight, input_size, n_power_iterations, options)
+        normalization = ConvNormalization(module, weight, input_size, n_power_iterations, options)
     parametrize.register_parametrization(module, name, normalization)
     return module
 
@@ -338,277 +340,10 @@ class SpectralProjection(Constraint):
         )
 
 
-class _Options(NamedTuple):
-    coefficient: float
-    at_most: bool
-    eps: float
-
-    def factor(self, sigma: Tensor) -> Tensor:
-        """Return what a weight of norm σ is multiplied by: 1 where the norm counts as 0."""
-        divisor = torch.threshold(sigma, 2 * self.eps, self.coefficient)
-        if self.at_most:
-            divisor = divisor.clamp(min=self.coefficient)
-        factor = divisor.reciprocal()
-        return factor if self.coefficient == 1 else factor * self.coefficient
-
-
-class _Normalization(nn.Module):
-    """A parametrization that divides by a norm; the subclasses say which."""
-
-    def __init__(self, options: _Options) -> None:
-        super().__init__()
-        self.options = options
-
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the norm σ, shape (), and two factors of its derivative, to be `shaped`."""
-        raise NotImplementedError
-
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return views of the factors whose product broadcasts to the weight."""
-        return left, right
-
-    def forward(self, weight: Tensor) -> Tensor:
-        device = weight.device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return self.forward(weight)
-        working = weight.float() if weight.dtype in _HALF else weight
-        normalized: Tensor
-        if self.training:
-            normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
-        else:  # where torch.func may look at it, which knows no such function
-            with torch.no_grad():
-                sigma, left, right = self.estimate(working)
-            if torch.is_grad_enabled():
-                normalized = _divided(working, *self.shaped(left, right), self.options)
-            else:
-                normalized = working * self.options.factor(sigma)
-        return normalized if working is weight else normalized.to(weight.dtype)
-
-
-def _divided(weight: Tensor, left: Tensor, right: Tensor, options: _Options) -> Tensor:
-    """Return ``c W/σ`` with ``σ = ⟨left right, W⟩``, to be differentiated as often as one likes."""
-    return weight * options.factor((weight * left * right).sum())
-
-
-class _Normalize(torch.autograd.Function):
-    """The same in fewer passes over the weight: forward and backward by hand."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, norm: _Normalization) -> Tensor:
-        sigma, left, right = norm.estimate(weight)
-        factor = norm.options.factor(sigma)
-        ctx.norm = norm
-        ctx.save_for_backward(weight, sigma, left, right, factor)
-        return weight * factor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight, sigma, left, right, factor = ctx.saved_tensors
-        left, right = ctx.norm.shaped(left, right)  # not in forward, which may have no backward
-        options = ctx.norm.options
-        if torch.is_grad_enabled():  # to differentiate twice
-            normalized = _divided(weight, left, right, options)
-            return torch.autograd.grad(normalized, weight, grad, create_graph=True)[0], None
-        # G - ⟨G, W⟩/σ · u vᵀ in one pass, with no matrix besides the result.
-        overlap = torch.dot(grad.reshape(-1), weight.reshape(-1)).div_(sigma)
-        if options.at_most:
-            overlap.mul_(sigma > options.coefficient)
-        return torch.addcmul(grad, left * overlap, right, value=-1).mul_(factor), None
-
-
-class _PowerIterated(_Normalization):
-    """Norms from the vectors of the last access, improved by a few steps of (15)."""
-
-    _u: Tensor
-    _v: Tensor
-
-    def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: _Options) -> None:
-        super().__init__(options)
-        self.n_power_iterations = n_power_iterations
-        self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
-        self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """Return what the products are to be taken with."""
-        return weight
-
-    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``, a new tensor: u where the product vanishes, and never 0."""
-        raise NotImplementedError
-
-    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᵀ u + eps v``, a new tensor."""
-        raise NotImplementedError
-
-    def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return two factors of the gradient of ``⟨u, W v⟩``."""
-        return u, v
-
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        old_u, old_v = start = self._u, self._v
-        if old_u.dtype != weight.dtype:
-            start = old_u.to(weight.dtype), old_v.to(weight.dtype)
-        sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
-        if self.training:
-            # In place, for the replicas of DataParallel; autograd saves u and v themselves.
-            old_u.copy_(u)
-            old_v.copy_(v)
-        elif not torch.compiler.is_compiling() and _strayed(start, (u, v)):
-            sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
-        return sigma, *self.derivative(weight, u, v)
-
-    @torch.no_grad()
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Find the vectors of a weight that is assigned, and leave it as it is."""
-        working = weight.float() if weight.dtype in _HALF else weight
-        u, v = self._u.to(working.dtype), self._v.to(working.dtype)
-        sigma, u, v = self._iterate(working, u, v, _WARM_UP)
-        if sigma <= 2 * self.options.eps:  # a zero weight, or both are orthogonal to all of it
-            _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
-        self._u.copy_(u)
-        self._v.copy_(v)
-        return weight
-
-    def _iterate(
-        self, weight: Tensor, u: Tensor, v: Tensor, steps: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        matrix = self.matrix(weight)
-        for _ in range(steps):
-            u = self.product(matrix, v, u)
-            u.div_(torch.linalg.vector_norm(u))
-            v = self.adjoint(matrix, u, v)
-            sigma = torch.linalg.vector_norm(v)  # ⟨u, Wv⟩ for the new v: no third product
-            v.div_(sigma)
-        return sigma, u, v
-
-
-class _MatrixNormalization(_PowerIterated):
-    """The norm of a weight reshaped to a matrix with the outputs as its rows."""
-
-    def __init__(
-        self, weight: Tensor, dim: int, n_power_iterations: int, options: _Options
-    ) -> None:
-        rows = weight.shape[dim]
-        u, v = weight.new_empty(rows), weight.new_empty(weight.numel() // rows)
-        super().__init__(u, v, n_power_iterations, options)
-        self.dim = dim % weight.ndim
-        self.left_shape = [rows if axis == self.dim else 1 for axis in range(weight.ndim)]
-        self.right_shape = list(weight.shape)
-        self.right_shape[self.dim] = 1
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        if self.dim != 0:
-            weight = weight.movedim(self.dim, 0)
-        return weight.flatten(1)
-
-    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        return torch.addmv(u, matrix, v, beta=self.options.eps)
-
-    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return torch.addmv(v, matrix.t(), u, beta=self.options.eps)
-
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return left.view(self.left_shape), right.view(self.right_shape)
-
-
-class _ConvNormalization(_PowerIterated):
-    """The norm of a convolution as a map from images to images, all of torch's options included."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        weight: Tensor,
-        input_size: int | tuple[int, ...] | None,
-        n_power_iterations: int,
-        options: _Options,
-    ) -> None:
-        if not isinstance(module, _CONVOLUTIONS):
-            raise TypeError(
-                "norm='operator' needs a dense layer or a convolution, "
-                f"got {type(module).__name__}; norm='matrix' takes any weight"
-            )
-        if input_size is None:
-            raise ValueError("input_size must be given for norm='operator': the norm depends on it")
-        axes = weight.ndim - 2
-        size = (input_size,) * axes if isinstance(input_size, int) else tuple(input_size)
-        if len(size) != axes:
-            raise ValueError(f"input_size must be one integer or {axes}, got {input_size}")
-        for side in size:
-            check_count(side, "input_size")
-        v = weight.new_empty(1, module.in_channels, *size)
-        convolve = partial(module._conv_forward, bias=None)
-        try:
-            u = torch.empty_like(convolve(torch.zeros_like(v), weight.detach()))
-        except RuntimeError as error:
-            raise ValueError(f"input_size {input_size} does not suit {module}: {error}") from error
-        super().__init__(u, v, n_power_iterations, options)
-        self.convolve = convolve
-
-    def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        return torch.add(self.convolve(v, matrix), u, alpha=self.options.eps)
-
-    @torch.enable_grad()
-    def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        image = torch.zeros_like(v).requires_grad_()
-        (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
-        return torch.add(back, v, alpha=self.options.eps)
-
-    @torch.enable_grad()
-    def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = weight.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.convolve(v, kernel), kernel, u)
-        return u.new_ones(()), gradient
-
-
-class _VectorNormalization(_Normalization):
-    """The norm of a 1-D weight that is the one row of a matrix, as torch has it."""
-
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sigma = torch.linalg.vector_norm(weight).clamp(min=self.options.eps)
-        return sigma, sigma.new_ones(()), weight / sigma
-
-
-class _BatchNormNormalization(_Normalization):
-    """The norm of a BatchNorm in evaluation mode, which is a diagonal."""
-
-    def __init__(self, module: nn.Module, weight: Tensor, options: _Options) -> None:
-        super().__init__(options)
-        _inverse_std(module, weight)
-        self.owner = (module,)  # in a tuple, lest it become a child of its own child
-
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inverse_std = _inverse_std(self.owner[0], weight)
-        sigma, top = (weight * inverse_std).abs().max(0)
-        at_top = F.one_hot(top, len(weight)) * inverse_std * weight.sign()
-        return sigma.clamp(min=self.options.eps), sigma.new_ones(()), at_top
-
-
-def _inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
-    """Return what a BatchNorm multiplies its channels by in evaluation mode, besides γ."""
-    variance, eps = layer.running_var, layer.eps
-    if not isinstance(variance, Tensor):
-        raise ValueError(f"module must track running statistics, {layer} knows its batch only")
-    return torch.rsqrt(variance.to(like.dtype) + cast(float, eps))
-
-
-def _strayed(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> bool:
-    """Whether one of the old vectors, of any length, is more than 60° off the new unit vector."""
-    cosines = (
-        (there * here).sum() / torch.linalg.vector_norm(there)
-        for there, here in zip(old, new, strict=True)
-    )
-    return any(bool(cosine < _ALIGNED) for cosine in cosines)
-
-
-def _random_like(x: Tensor) -> Tensor:
-    return random_start(x.numel(), like=x).view_as(x)
-
-
 def _exact_norm(layer: nn.Module, weight: Tensor, input_shape: tuple[int, ...] | None) -> Tensor:
     if isinstance(layer, _BATCH_NORMS):
-        return (weight * _inverse_std(layer, weight)).abs().amax()
-    if isinstance(layer, _CONVOLUTIONS) and input_shape is not None:
+        return (weight * inverse_std(layer, weight)).abs().amax()
+    if isinstance(layer, CONVOLUTIONS) and input_shape is not None:
         return conv_spectral_norm(
             weight,
             input_shape[1:],

@@ -439,6 +439,14 @@ def first_order(x: Tensor) -> Tensor:
     return output
 
 
+def in_one_thread(x: Tensor) -> bool:
+    """Whether to leave products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
+
+    Only if torch has one thread: two pools of threads would wait for each other's cores.
+    """
+    return x.is_cpu and torch.get_num_threads() == 1
+
+
 def random_start(n: int, like: Tensor) -> Tensor:
     """Return a random direction, the same on every device, from a generator of its own."""
     generator = torch.Generator().manual_seed(0x5EED)
@@ -489,17 +497,9 @@ def _top_pair_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> A
     return values[0], vectors[:, 0]
 
 
-def _single_threaded(tall: Tensor) -> bool:
-    """Whether to leave the products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
-
-    Only if torch has one thread: two pools of threads would wait for each other's cores.
-    """
-    return not tall.is_cuda and tall.ndim == 2 and torch.get_num_threads() == 1
-
-
 def _gram(tall: Tensor) -> Tensor:
     """``WᵀW``, of which the upper triangle counts."""
-    if not _single_threaded(tall):
+    if not in_one_thread(tall):
         return tall.mT @ tall
     array = tall.numpy()
     by_rows = array.flags.c_contiguous  # and BLAS reads by columns
@@ -516,7 +516,7 @@ def _top_right_by_gram(tall: Tensor) -> Tensor:
     n = len(gram)
     # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
     syevr: Any = lapack.ssyevr if gram.dtype == np.float32 else lapack.dsyevr
-    with nullcontext() if _single_threaded(tall) else _BLAS.limit(limits=1):
+    with nullcontext() if in_one_thread(tall) else _BLAS.limit(limits=1):
         _, eigenvectors, _, _, info = syevr(gram, range="I", il=n, iu=n, overwrite_a=1)
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
@@ -538,7 +538,7 @@ def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
 
 
 def _product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    if not _single_threaded(matrix):
+    if not in_one_thread(matrix):
         return matrix.mv
     array = matrix.numpy()
     return lambda x: torch.from_numpy(array @ x.numpy())
