@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 _ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,20 @@ def load(name: str) -> pd.DataFrame:
             stacklevel=2,
         )
     return table
+
+
+def held_out(seed: int) -> tuple[torch.Generator, torch.Generator]:
+    """Return what draws the real samples and the latents by which a generator is judged.
+
+    A training draws from ``torch.Generator().manual_seed(seed)``: from neither of these.
+
+    Examples
+    --------
+    >>> [generator.initial_seed() for generator in held_out(3)]
+    [10003, 20003]
+    """
+    reals, latents = (torch.Generator().manual_seed(seed + shift) for shift in (10_000, 20_000))
+    return reals, latents
 
 
 def rows(table: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:

@@ -116,9 +116,9 @@ N_SEEDS = {
     "BN, γ by length": 3,
     "BN, γ by norm": 3,
 }
-#: A factor of two: trainings part after a few hundred steps on another machine, those with
-#: BatchNorm by up to a factor of 1.6 in a trial, and a method of another kind ends further off.
-TOLERANCE = {"log distance": 0.7}
+#: Trainings part where sums are rounded in another way, as on another machine: those with BatchNorm
+#: and a large step size by up to a factor of 2.4 in 17 trials, the others by 1.5 in 23.
+TOLERANCE = {"log distance": 1.2}
 
 
 def cells() -> list[dict[str, int | float | str]]:
@@ -291,9 +291,7 @@ def measure(
 ) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
     distance = (_digit_distance if task == "digits" else _ring_distance)(seed)
-    latents = torch.randn(
-        N_SAMPLES, latent_dim(task), generator=torch.Generator().manual_seed(seed + 20_000)
-    )
+    latents = torch.randn(N_SAMPLES, latent_dim(task), generator=sweeps.held_out(seed)[1])
     seen: list[dict[str, float]] = []
 
     def look(step: int, generator_net: nn.Module) -> None:
@@ -373,7 +371,7 @@ def _digit_distance(seed: int) -> Callable[[Tensor], float]:
 
 
 def _ring_distance(seed: int) -> Callable[[Tensor], float]:
-    held_out = ring.real_samples(N_SAMPLES, torch.Generator().manual_seed(seed + 10_000))
+    held_out = ring.real_samples(N_SAMPLES, sweeps.held_out(seed)[0])
     return lambda samples: wasserstein_distance(held_out, samples)
 
 

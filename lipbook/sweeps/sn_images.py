@@ -20,6 +20,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from lipbook import sweeps
 from lipbook.dcgan import dcgan_critic, dcgan_generator
 from lipbook.fidelity import frechet_distance, random_features
 from lipbook.images import photo_patches
@@ -73,10 +74,9 @@ def watched(
     strength: float = 1.0,
 ) -> list[dict[str, float]]:
     """Train on patches as `train` does; return the number and the `quality` of some steps."""
-    real = patches(N_SAMPLES, torch.Generator().manual_seed(seed + 10_000))
-    latents = torch.randn(
-        N_SAMPLES, LATENT_DIM, generator=torch.Generator().manual_seed(seed + 20_000)
-    )
+    for_reals, for_latents = sweeps.held_out(seed)
+    real = patches(N_SAMPLES, for_reals)
+    latents = torch.randn(N_SAMPLES, LATENT_DIM, generator=for_latents)
     seen: list[dict[str, float]] = []
 
     def look(step: int, generator_net: nn.Module) -> None:

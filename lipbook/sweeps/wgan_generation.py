@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lipbook import sweeps
 from lipbook.data import gaussian_ring, ring_centres
 from lipbook.models import mlp
 from lipbook.transport import mode_coverage, wasserstein_distance
@@ -80,10 +81,9 @@ def best(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
 def measure(method: str, strength: float, generator_lr: float, seed: int) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
     generator_net, critic = networks(seed)
-    held_out = real_samples(N_HELD_OUT, torch.Generator().manual_seed(seed + 10_000))
-    latents = torch.randn(
-        N_HELD_OUT, LATENT_DIM, generator=torch.Generator().manual_seed(seed + 20_000)
-    )
+    for_reals, for_latents = sweeps.held_out(seed)
+    held_out = real_samples(N_HELD_OUT, for_reals)
+    latents = torch.randn(N_HELD_OUT, LATENT_DIM, generator=for_latents)
     seen: list[dict[str, float]] = []
 
     def look(step: int) -> None:
