@@ -120,6 +120,17 @@ def test_a_repetition_that_is_off_is_seen(table):
     assert sweep.deviations("toy", cell, stored)["value"] > 1e6
 
 
+def test_a_tolerance_may_depend_on_the_row(table, monkeypatch):
+    stored = sweeps.load("toy")
+    stored["value"] += 0.02
+    cell = {"k": 1, "noise": 0.0, "seed": 0}
+    tolerance = {"value": lambda rows: 0.01 * rows["step"] ** 2}
+    monkeypatch.setattr(sweep.study("toy"), "TOLERANCE", tolerance)
+    assert sweep.deviations("toy", cell, stored)["value"] == pytest.approx(2, rel=0.05)
+    stored.loc[1, "value"] += 0.1  # in the second row, where four times as much is allowed
+    assert sweep.deviations("toy", cell, stored)["value"] == pytest.approx(3, rel=0.05)
+
+
 def test_a_repetition_with_other_columns_is_refused(table):
     with pytest.raises(WorkflowError, match="other rows or columns"):
         sweep.deviations(

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,8 @@ from lipbook.sweeps import wgan_generation as ring
 from lipbook.transport import wasserstein_distance
 from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
 from lipbook.wgan_training import train_wgan
+
+Array = np.ndarray[Any, Any]
 
 LATENT_DIM, WIDTH = 16, 128  # for digits; the ring has chapter 5's networks
 STEPS, N_SAMPLES = 400, 360
@@ -116,9 +119,20 @@ N_SEEDS = {
     "BN, γ by length": 3,
     "BN, γ by norm": 3,
 }
-#: Trainings part where sums are rounded in another way, as on another machine: those with BatchNorm
-#: and a large step size by up to a factor of 2.4 in 17 trials, the others by 1.5 in 23.
-TOLERANCE = {"log distance": 1.2}
+
+
+def parting(rows: pd.DataFrame) -> Array:
+    """Return how far the logarithms of distances may be off where sums are rounded otherwise.
+
+    On another machine, that is. Those with BatchNorm and a large step size parted by up to .85 in
+    17 trials, but by .21 in the first 50 steps; the others by .37 in 23. One method in the place of
+    another, at the same settings, is refused in 58 % of the cases, and in 40 % of those on patches.
+    """
+    tolerance: Array = np.where(rows["step"] <= 50, 0.4, 1.2)
+    return tolerance
+
+
+TOLERANCE = {"log distance": parting}
 
 
 def cells() -> list[dict[str, int | float | str]]:
