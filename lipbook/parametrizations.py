@@ -1,7 +1,7 @@
 """Chapter 6: what `torch.nn.utils.parametrize` hangs on a weight that is to be normalized.
 
-A `Normalization` says by which norm; an autograd function does the division, and one of its own
-does it for a matrix in one thread. `normalization.spectral_normalize` chooses among them.
+A `Normalization` says by which norm; an autograd function does the division, and another one does
+it for matrices when torch has one thread. `normalization.spectral_normalize` chooses among them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from scipy.linalg import blas
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lipbook.power_iteration import in_one_thread, random_start
 from lipbook.validation import check_count
@@ -47,12 +48,14 @@ class Options(NamedTuple):
 
     def factor(self, sigma: Tensor) -> Tensor:
         """Return what a weight of norm σ is multiplied by."""
-        factor = torch.threshold(sigma, self.flat, self.coefficient).reciprocal()
-        return factor if self.coefficient == 1 else factor * self.coefficient
+        divisor = torch.threshold(sigma, self.flat, self.coefficient)
+        if self.coefficient == 1:
+            return divisor.reciprocal()
+        return torch.full_like(divisor, self.coefficient) / divisor  # exactly 1 where they agree
 
     def factor_of(self, sigma: float) -> float:
         """Return the same for a norm that is a Python number."""
-        return self.coefficient / sigma if sigma > self.flat else 1.0
+        return 1.0 if sigma <= self.flat else self.coefficient / sigma  # NaN stays NaN
 
 
 class Normalization(nn.Module):
@@ -128,7 +131,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class _NormalizeMatrix(torch.autograd.Function):
-    """The same for a matrix in one thread's memory, in BLAS, and with one pass in the backward.
+    """The same for a matrix, where torch has one thread: in BLAS, and with one pass less.
 
     An operation of torch takes some microseconds besides its work, which is as long as a product
     with a matrix of a hundred rows. And numbers that are Python's let one operation do more.
@@ -139,14 +142,16 @@ class _NormalizeMatrix(torch.autograd.Function):
         array = weight.detach().numpy()
         sigma, u, v = norm.estimate_by_blas(array)
         factor = norm.options.factor_of(sigma)
-        ctx.norm, ctx.sigma, ctx.factor = norm, sigma, factor
-        ctx.save_for_backward(weight, torch.from_numpy(u), torch.from_numpy(v))
+        ctx.norm = norm
+        # All of it as saved tensors: a checkpoint replaces those by what it computes anew.
+        saved = u, v, np.array([sigma, factor])
+        ctx.save_for_backward(weight, *map(torch.from_numpy, saved))
         return torch.from_numpy(array * factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight, u, v = ctx.saved_tensors
-        options, sigma, factor = ctx.norm.options, ctx.sigma, ctx.factor
+        weight, u, v, numbers = ctx.saved_tensors
+        options, (sigma, factor) = ctx.norm.options, numbers.tolist()
         if torch.is_grad_enabled():
             return _differentiable(grad, weight, ctx.norm.shaped(u, v), options), None
         if sigma <= options.flat:
@@ -174,7 +179,7 @@ class _PowerIterated(Normalization):
         return weight
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``, a new tensor: u where the product vanishes, and never 0."""
+        """Return ``W v + eps u``, a new tensor: ``eps u`` where the product vanishes, never 0."""
         raise NotImplementedError
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -204,7 +209,7 @@ class _PowerIterated(Normalization):
         working = weight.float() if weight.dtype in _HALF else weight
         u, v = self._u.to(working.dtype), self._v.to(working.dtype)
         sigma, u, v = self._iterate(working, u, v, _WARM_UP)
-        if sigma <= 2 * self.options.eps:  # a zero weight, or both are orthogonal to all of it
+        if not sigma > 2 * self.options.eps:  # zero, or vectors that are no use, or were NaN
             _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
         self._u.copy_(u)
         self._v.copy_(v)
@@ -243,10 +248,11 @@ class MatrixNormalization(_PowerIterated):
         return super().forward(weight)
 
     def suits_blas(self, weight: Tensor) -> bool:
-        """Whether the weight and the vectors lie as BLAS wants them, and are what they look."""
+        """Whether the weight lies as BLAS reads it, and nobody wants to see operations of torch."""
         return (
             not torch.compiler.is_compiling()  # first: the next one cannot be traced
             and in_one_thread(weight)
+            and not is_in_torch_dispatch_mode()  # tracers, counters, fake tensors
             and type(weight) in (Tensor, nn.Parameter)  # no subclass: it may have no memory
             and weight.dtype in _BLAS
             and weight.dtype == self._u.dtype
@@ -260,12 +266,13 @@ class MatrixNormalization(_PowerIterated):
         u, v = old_u, old_v = self._u.numpy(), self._v.numpy()
         matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
         eps = self.options.eps
-        for _ in range(self.n_power_iterations):
-            u = gemv(1.0, matrix, v, eps, u, trans=1)
-            u /= nrm2(u)
-            v = gemv(1.0, matrix, u, eps, v)
-            sigma = nrm2(v)
-            v /= sigma
+        with np.errstate(invalid="ignore"):  # as in torch, an infinity makes NaN without a warning
+            for _ in range(self.n_power_iterations):
+                u = gemv(1.0, matrix, v, eps, u, trans=1)
+                u /= nrm2(u)
+                v = gemv(1.0, matrix, u, eps, v)
+                sigma = nrm2(v)
+                v /= sigma
         old_u[:] = u
         old_v[:] = v
         return sigma, u, v
@@ -380,7 +387,7 @@ def _strayed(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> bool:
         (there * here).sum() / torch.linalg.vector_norm(there)
         for there, here in zip(old, new, strict=True)
     )
-    return any(bool(cosine < _ALIGNED) for cosine in cosines)
+    return not all(bool(cosine >= _ALIGNED) for cosine in cosines)  # NaN has strayed too
 
 
 def _random_like(x: Tensor) -> Tensor:

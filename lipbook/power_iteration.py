@@ -442,7 +442,8 @@ def first_order(x: Tensor) -> Tensor:
 def in_one_thread(x: Tensor) -> bool:
     """Whether to leave products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
 
-    Only if torch has one thread: two pools of threads would wait for each other's cores.
+    Only if torch has one thread: two pools of threads would wait for each other's cores. Who sets
+    torch's threads to one means BLAS's too, as `runtime.start` does and ``OMP_NUM_THREADS=1``.
     """
     return x.is_cpu and torch.get_num_threads() == 1
 
