@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from functools import partial
 
@@ -554,6 +555,21 @@ def test_a_run_on_patches_looks_along_the_way_and_is_decided_by_its_cell(monkeyp
     assert sn_images.measure("inside", "BatchNorm", 1e-3, 1) == rows
     assert sn_images.measure("inside", "BatchNorm", 1e-3, 2) != rows
     assert sn_images.measure("inside", "BatchNorm", 1e-2, 1)[1] != rows[1]
+
+
+@pytest.mark.parametrize(("name", "share"), [("sn_generation", 0.5), ("sn_photographs", 0.33)])
+def test_the_tolerance_tells_many_methods_apart(name, share):
+    """One method's rows in the place of another's, with the same step sizes, are often refused."""
+    table = sweeps.load(name)
+    setting = ["task", "critic_lr", "generator_lr", "seed"]
+    runs = table.pivot_table("log distance", [*setting, "step"], ["method", "strength"])
+    allowed = study.parting(runs.reset_index())
+    refused = []
+    for (one, a), (other, b) in itertools.combinations(runs.items(), 2):
+        if one[0] != other[0]:
+            off = ((a - b).abs() / allowed).dropna().groupby(level=setting).max()
+            refused.extend(off > 1)
+    assert sum(refused) / len(refused) > share
 
 
 @pytest.mark.parametrize("penalty", ["one-sided", "two-sided"])

@@ -82,12 +82,13 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
 def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:
     """Repeat one cell; return, column by column, its deviation over what is tolerated.
 
-    Above 1, the table is not reproduced. Texts and missing values have to be the same.
+    Above 1, the table is not reproduced. Cells, steps and missing values have to be the same.
     """
     experiment = study(name)
     again = _rows(experiment, cell).reset_index(drop=True)
     stored = sweeps.rows(table, cell).reset_index(drop=True)
-    if len(again) != len(stored) or list(again) != list(stored):
+    same_steps = "step" not in again or again["step"].tolist() == stored["step"].tolist()
+    if len(again) != len(stored) or list(again) != list(stored) or not same_steps:
         raise WorkflowError(f"{name}: {cell} has other rows or columns than the table")
     worst = {}
     for column, tolerance in experiment.TOLERANCE.items():

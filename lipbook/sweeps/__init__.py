@@ -6,8 +6,8 @@ A study is too long for a page. Each module here defines one by three names:
     One dict of numbers and texts for each run, with a ``seed`` among them.
 ``measure(**cell) -> dict | list[dict]``
     Carry out one run and return its results, one row or several. The cell decides the result.
-``TOLERANCE: dict[str, float]``
-    For each column that a repetition has to meet: how far off it may be on another machine. Or a
+``TOLERANCE: dict[str, float | Callable[[DataFrame], Array]]``
+    For each column that a repetition has to meet: how far off it may be on another machine, or a
     function that says so for each of the rows it is given.
 
 ``make sweep SWEEP=name`` runs them all. It stores ``book/sweeps/name.csv``, one row a result with

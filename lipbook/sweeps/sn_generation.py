@@ -126,7 +126,8 @@ def parting(rows: pd.DataFrame) -> Array:
 
     On another machine, that is. Those with BatchNorm and a large step size parted by up to .85 in
     17 trials, but by .21 in the first 50 steps; the others by .37 in 23. One method in the place of
-    another, at the same settings, is refused in 58 % of the cases, and in 40 % of those on patches.
+    another, with the same step sizes, is refused in more than half of the cases, and on patches in
+    more than a third (a test counts them).
     """
     tolerance: Array = np.where(rows["step"] <= 50, 0.4, 1.2)
     return tolerance
