@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
+from weights import critic, gaussian, norm, original
 
 from lipbook.convolution import conv_spectral_norm
 from lipbook.lipschitz import jacobian_norms
@@ -41,15 +42,6 @@ def threads(request) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def norm(matrix: torch.Tensor) -> float:
-    return torch.linalg.matrix_norm(matrix.detach().double().flatten(1), 2).item()
-
-
 def linear(weight: torch.Tensor, **options) -> nn.Linear:
     """A normalized layer without bias, of that weight."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
@@ -57,29 +49,8 @@ def linear(weight: torch.Tensor, **options) -> nn.Linear:
     return spectral_normalize(layer, **options)
 
 
-def original(layer: nn.Module) -> nn.Parameter:
-    return layer.parametrizations.weight.original
-
-
 def vectors(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.parametrizations.weight[0]._u, layer.parametrizations.weight[0]._v
-
-
-def critic(normalize=lambda layer: layer, seed: int = 0, dtype=torch.float64) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Unflatten(1, (1, 6, 6)),
-        nn.Conv2d(1, 3, 3, stride=2, padding=1),
-        nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(3, 2, 3),
-        nn.Softplus(),
-        nn.Flatten(),
-        nn.Linear(50, 1),
-    ).to(dtype)
-    for layer in net:
-        if hasattr(layer, "weight"):
-            normalize(layer)
-    return net
 
 
 # --- a drop-in for torch's ---------------------------------------------------------------------

@@ -138,6 +138,13 @@ def test_a_repetition_with_other_columns_is_refused(table):
         )
 
 
+def test_a_repetition_with_other_steps_is_refused(table):
+    stored = sweeps.load("toy")
+    stored["step"] += 1
+    with pytest.raises(WorkflowError, match="other rows or columns"):
+        sweep.deviations("toy", {"k": 1, "noise": 0.0, "seed": 0}, stored)
+
+
 def test_a_sample_that_agrees_vouches_for_the_table(table, toy):
     toy.write_text(STUDY.replace("seed / 7 * step", "step * seed / 7"))
     assert sweeps.changed("toy") == ["toy.py"]
