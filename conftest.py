@@ -1,12 +1,18 @@
-"""What holds for every test: repeatable examples, and what nbval is told about the chapters."""
+"""What holds for every test: a process as new, repeatable examples, and what nbval is told."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import random
+from collections.abc import Generator, Iterator
 
 import hypothesis
+import numpy as np
 import pytest
+import torch
 from nbval import plugin
+from threadpoolctl import ThreadpoolController
+
+from lipbook import runtime
 
 # The same examples on every run: a red test stays red until it is mended. Times are not judged.
 hypothesis.settings.register_profile("lipbook", derandomize=True, deadline=None)
@@ -16,12 +22,33 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
+#: The pools of threads of what is imported above.
+BLAS = ThreadpoolController()
+
 # Under `--cov` nbval would trace the chapters' kernels too. That takes a quarter longer, and counts
 # lines that a chapter ran as if it had tested them.
 plugin.setup_coverage = plugin.teardown_coverage = lambda *_: None
 
 # `--doctest-modules` has nothing to look for in Sphinx's extensions and in this file.
 collect_ignore = ["book/_ext", "conftest.py"]
+
+
+@pytest.fixture(autouse=True)
+def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no test, and no doctest, see which ones ran before it in the same process.
+
+    A weight that is drawn without a generator would be another one in another order, and sums
+    round otherwise in another number of threads.
+    """
+    monkeypatch.setattr(runtime, "_current", None)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    threads, strictness = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    with BLAS.limit(limits=None):  # as it was, at the end
+        yield
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(strictness)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -318,7 +318,7 @@ def critic_step(
     >>> from lipbook.wgan import WeightClipping
     >>> critic = nn.Linear(1, 1)
     >>> batches = torch.ones(4, 1), torch.zeros(4, 1)
-    >>> sgd = torch.optim.SGD(critic.parameters(), lr=1.0)
+    >>> sgd = torch.optim.SGD(critic.parameters(), lr=10.0)
     >>> _ = critic_step(critic, sgd, WeightClipping(0.1), *batches, torch.Generator())
     >>> round(critic.weight.item(), 2)
     0.1

@@ -305,7 +305,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 
 def test_in_a_notebook_the_record_goes_with_the_line(use, shown, capsys, monkeypatch):
-    monkeypatch.setattr(runtime, "_current", None)
     use({"verdict": claims.CAVEATS})
     wide = claims.above("Largest  slope (of GELU)", [1.1, 1.2], 1.5)
     narrow = claims.below("slope", 1.125, 1.25)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -32,14 +31,12 @@ modest = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 
 
-@pytest.fixture(scope="module", params=[1, 2], autouse=True)
-def threads(request) -> Iterator[int]:
+@pytest.fixture(params=[1, 2], autouse=True)
+def threads(request) -> int:
     """With one thread matrices are left to BLAS, with two to torch: every test runs twice."""
-    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    with threadpool_limits(request.param):
-        yield request.param
-    torch.set_num_threads(before)
+    threadpool_limits(request.param)
+    return request.param
 
 
 def linear(weight: torch.Tensor, **options) -> nn.Linear:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -13,7 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.datasets import make_blobs
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 from lipbook import runtime
 
@@ -21,18 +20,10 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(autouse=True)
-def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`start` sets the whole process; undo that, and let no setting of the caller leak in."""
+def _no_setting_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LIPBOOK_DEVICE", "LIPBOOK_THREADS", "CUBLAS_WORKSPACE_CONFIG"):
         monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever `start` sets
         monkeypatch.delenv(name)
-    monkeypatch.setattr(runtime, "_current", None)
-    deterministic = torch.get_deterministic_debug_mode()
-    threads = torch.get_num_threads()
-    with threadpool_limits(None):
-        yield
-    torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode(deterministic)
 
 
 @pytest.fixture
@@ -56,6 +47,14 @@ def draws() -> list[float]:
         float(make_blobs(3)[0][0, 0]),
         float(torch.nn.Linear(1, 1).weight.detach()),
     ]
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_no_test_sees_what_an_earlier_one_set(time):
+    assert (torch.initial_seed(), runtime.current()) == (0, None)
+    assert torch.get_num_threads() != 61
+    assert torch.get_deterministic_debug_mode() == 0
+    runtime.start(seed=7, device="cpu", threads=61)
 
 
 # --- seeds
