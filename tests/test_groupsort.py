@@ -31,6 +31,15 @@ def test_each_group_is_sorted_and_keeps_its_entries(seed, size):
         assert (after.diff(dim=-1) >= 0).all()
 
 
+@pytest.mark.parametrize("dim", [0, 1, -2])
+@pytest.mark.parametrize("size", [None, 2, 4])
+def test_another_axis_is_sorted_as_the_last_one_is(dim, size):
+    x = gaussian(4, 8, 12)
+    expected = GroupSort(size)(x.movedim(dim, -1)).movedim(-1, dim)
+    assert torch.equal(GroupSort(size, dim=dim)(x), expected)
+    assert not torch.equal(expected, GroupSort(size)(x))
+
+
 @modest
 @given(seed=seeds)
 def test_groups_of_two_are_maxmin(seed):
@@ -96,6 +105,7 @@ def test_the_input_is_left_alone_and_there_is_nothing_to_train():
     assert torch.equal(x, before)
     assert not layer.state_dict()
     assert str(layer) == "GroupSort(group_size=4)"
+    assert str(GroupSort(dim=1)) == "GroupSort(group_size=None, dim=1)"
 
 
 def test_a_constant_that_is_given_certifies_it():
@@ -121,8 +131,13 @@ def test_refused_sizes(size, error, message):
 
 @pytest.mark.parametrize("width", [1, 5, 7])
 def test_a_group_that_is_left_over_is_refused(width):
-    with pytest.raises(ValueError, match=rf"divide the last axis, got 3 for shape \(3, {width}\)"):
+    with pytest.raises(ValueError, match=rf"axis -1, got 3 for shape \(3, {width}\)"):
         GroupSort(3)(torch.zeros(3, width))
+
+
+def test_an_axis_that_is_not_there_is_refused():
+    with pytest.raises(IndexError, match="out of range"):
+        GroupSort(2, dim=1)(torch.zeros(4))
 
 
 def test_an_empty_batch_stays_empty():
