@@ -6,11 +6,13 @@ it for matrices when torch has one thread. `normalization.spectral_normalize` ch
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import blas
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,11 +25,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _HALF = (torch.float16, torch.bfloat16)
 
-Array = np.ndarray[Any, Any]
-
-_BLAS: dict[torch.dtype, tuple[Any, Any]] = {
-    torch.float32: (blas.sgemv, blas.snrm2),
-    torch.float64: (blas.dgemv, blas.dnrm2),
+_BLAS: dict[str, tuple[Any, Any]] = {
+    "f": (blas.sgemv, blas.snrm2),
+    "d": (blas.dgemv, blas.dnrm2),
 }
 _WARM_UP = 15  # iterations at the start, torch's number
 _RECOVERY = 100  # iterations for vectors that belong to another weight
@@ -254,25 +254,25 @@ class MatrixNormalization(_PowerIterated):
             and in_one_thread(weight)
             and not is_in_torch_dispatch_mode()  # tracers, counters, fake tensors
             and type(weight) in (Tensor, nn.Parameter)  # no subclass: it may have no memory
-            and weight.dtype in _BLAS
-            and weight.dtype == self._u.dtype
+            and weight.dtype in (torch.float32, torch.float64)
+            and weight.dtype == self._buffers["_u"].dtype  # type: ignore[union-attr]
             and self.dim == 0
             and weight.is_contiguous()
         )
 
-    def estimate_by_blas(self, weight: Array) -> tuple[float, Array, Array]:
+    def estimate_by_blas(self, weight: NDArray[Any]) -> tuple[float, NDArray[Any], NDArray[Any]]:
         """Do what `estimate` does in training mode."""
-        gemv, nrm2 = _BLAS[self._u.dtype]
-        u, v = old_u, old_v = self._u.numpy(), self._v.numpy()
+        buffers = self._buffers  # a module's attributes take a microsecond each
+        u, v = old_u, old_v = buffers["_u"].numpy(), buffers["_v"].numpy()  # type: ignore[union-attr]
+        gemv, nrm2 = _BLAS[u.dtype.char]
         matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
         eps = self.options.eps
-        with np.errstate(invalid="ignore"):  # as in torch, an infinity makes NaN without a warning
-            for _ in range(self.n_power_iterations):
-                u = gemv(1.0, matrix, v, eps, u, trans=1)
-                u /= nrm2(u)
-                v = gemv(1.0, matrix, u, eps, v)
-                sigma = nrm2(v)
-                v /= sigma
+        for _ in range(self.n_power_iterations):
+            u = gemv(1.0, matrix, v, eps, u, trans=1)
+            _scale(u, nrm2(u))
+            v = gemv(1.0, matrix, u, eps, v)
+            sigma = nrm2(v)
+            _scale(v, sigma)
         old_u[:] = u
         old_v[:] = v
         return sigma, u, v
@@ -379,6 +379,14 @@ def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
     if not isinstance(variance, Tensor):
         raise ValueError(f"module must track running statistics, {layer} knows its batch only")
     return torch.rsqrt(variance.to(like.dtype) + cast(float, eps))
+
+
+def _scale(x: NDArray[Any], norm: float) -> None:
+    """Divide by the norm; NaN without a direction, as in torch, and without NumPy's warning."""
+    if 0 < norm < math.inf:
+        x /= norm
+    else:
+        x.fill(math.nan)
 
 
 def _strayed(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> bool:

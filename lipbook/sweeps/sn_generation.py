@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -40,8 +41,6 @@ from lipbook.sweeps import wgan_generation as ring
 from lipbook.transport import wasserstein_distance
 from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
 from lipbook.wgan_training import train_wgan
-
-Array = np.ndarray[Any, Any]
 
 LATENT_DIM, WIDTH = 16, 128  # for digits; the ring has chapter 5's networks
 STEPS, N_SAMPLES = 400, 360
@@ -121,7 +120,7 @@ N_SEEDS = {
 }
 
 
-def parting(rows: pd.DataFrame) -> Array:
+def parting(rows: pd.DataFrame) -> NDArray[Any]:
     """Return how far the logarithms of distances may be off where sums are rounded otherwise.
 
     On another machine, that is. Those with BatchNorm and a large step size parted by up to .85 in
@@ -129,7 +128,7 @@ def parting(rows: pd.DataFrame) -> Array:
     another, with the same step sizes, is refused in more than half of the cases, and on patches in
     more than a third (a test counts them).
     """
-    tolerance: Array = np.where(rows["step"] <= 50, 0.4, 1.2)
+    tolerance: NDArray[Any] = np.where(rows["step"] <= 50, 0.4, 1.2)
     return tolerance
 
 
