@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lipbook import sweeps
+from lipbook.convolution import conv_spectral_norm
 from lipbook.groupsort import GroupSort
 from lipbook.lipschitz import jacobian_norms
 from lipbook.normalization import OrthonormalPenalty, SpectralProjection
 from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.sweeps import sn_generation as study
-from lipbook.sweeps import sn_images, sn_photographs
+from lipbook.sweeps import sn_images, sn_photographs, sn_variants
 from lipbook.wgan import GradientPenalty, Unconstrained, WeightClipping
 
 METHODS = [(task, method) for task, methods in study.STRENGTHS.items() for method in methods]
@@ -56,7 +57,7 @@ def settled(net: nn.Module, accesses: int = 300) -> nn.Module:
 # --- which runs there are, and which are chosen ---
 
 
-@pytest.mark.parametrize("module", [study, sn_images, sn_photographs])
+@pytest.mark.parametrize("module", [study, sn_images, sn_photographs, sn_variants])
 def test_cells_are_distinct_and_what_measure_takes(module):
     cells = pd.DataFrame(module.cells())
     assert list(cells) == list(inspect.signature(module.measure).parameters)
@@ -100,6 +101,7 @@ def test_choices_follow_from_the_table():
     table = sweeps.load("sn_photographs")
     assert study.best(table) == sn_photographs.CHOSEN
     assert study.fastest(table, tuple(sn_photographs.STRENGTHS)) == sn_photographs.FASTEST
+    assert study.best(sweeps.load("sn_variants")) == sn_variants.CHOSEN
 
 
 def test_what_is_chosen_was_tried():
@@ -507,6 +509,55 @@ def test_normalized_critics_are_tuned_no_less_on_patches(monkeypatch):
     }
 
 
+def test_variants_are_tuned_no_more_than_normalization_itself(monkeypatch):
+    chosen = {("patches", method): (1.0, 1e-3, 1e-3) for method in sn_variants.METHODS}
+    monkeypatch.setattr(sn_variants, "CHOSEN", chosen)
+    cells = pd.DataFrame(sn_variants.cells())
+    tuning, test = (cells[cells["seed"].isin(s)] for s in (study.TUNING_SEEDS, study.TEST_SEEDS))
+    assert len(tuning) + len(test) == len(cells)
+    assert (tuning["critic_lr"] == tuning["generator_lr"]).all()
+    assert tuning.groupby("method").size().to_dict() == dict.fromkeys(sn_variants.METHODS, 24)
+    assert test.groupby("method").size().to_dict() == dict.fromkeys(sn_variants.METHODS, 10)
+
+
+def variant(method: str, monkeypatch) -> nn.Sequential:
+    seen = {}
+    monkeypatch.setattr(
+        sn_images, "train_wgan", lambda _, critic, __, **options: seen.update(options, net=critic)
+    )
+    sn_images.train(method, "none", sn_images.patches, **SMALL, strength=3.0)
+    assert seen["constraint"] == Unconstrained()
+    for _ in range(300):
+        seen["net"](torch.zeros(1, 3, SMALL["size"], SMALL["size"]))
+    return seen["net"]
+
+
+@pytest.mark.parametrize("method", ["SN, operator", "SN, operator and GroupSort"])
+def test_variants_divide_by_the_norm_of_the_map(method, monkeypatch):
+    net, size = variant(method, monkeypatch), SMALL["size"]
+    for layer in [layer for layer in net if isinstance(layer, nn.Conv2d)]:
+        weight = layer.weight.detach()
+        length = conv_spectral_norm(weight, size, stride=layer.stride, padding=layer.padding)
+        assert length.item() == pytest.approx(3, rel=0.02)
+        size //= 2
+    assert norm(net[-1].weight) == pytest.approx(3, rel=0.02)
+
+
+@pytest.mark.parametrize("method", sn_variants.METHODS)
+def test_variants_sort_pairs_of_channels(method, monkeypatch):
+    net = variant(method, monkeypatch)
+    activation = GroupSort if "GroupSort" in method else nn.LeakyReLU
+    assert [type(layer) for layer in net[1:-2:2]] == [activation] * 2
+    x = torch.randn(2, 2, 8, 8, generator=rng())
+    assert torch.equal(net[1](x)[:, 0], x.amin(1)) is ("GroupSort" in method)
+
+
+def test_sorting_alone_leaves_the_norm_of_the_kernel(monkeypatch):
+    net = variant("SN, GroupSort", monkeypatch)
+    for layer in [layer for layer in net if hasattr(layer, "weight")]:
+        assert norm(layer.weight.flatten(1)) == pytest.approx(3, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("method", "built"),
     [
@@ -514,6 +565,7 @@ def test_normalized_critics_are_tuned_no_less_on_patches(monkeypatch):
         ("SN, BatchNorm", ("SN", "BatchNorm")),
         ("one-sided", ("one-sided", "none")),
         ("two-sided", ("two-sided", "none")),
+        ("SN, operator", ("SN, operator", "none")),
     ],
 )
 def test_settings_reach_the_networks_of_the_patches(method, built, monkeypatch):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lipbook import sweeps
 from lipbook.dcgan import dcgan_critic, dcgan_generator
 from lipbook.fidelity import frechet_distance, random_features
+from lipbook.groupsort import GroupSort
 from lipbook.images import photo_patches
 from lipbook.models import evaluation_mode
 from lipbook.normalization import article_spectral_normalize, spectral_normalize
@@ -110,14 +111,14 @@ def train(
     Parameters
     ----------
     division, norm : str
-        One of `METHODS`, or the critic is normalized by `spectral_normalize`, ``"SN"``, or has a
-        penalty, ``"one-sided"`` or ``"two-sided"``.
+        One of `METHODS`, or the critic has a penalty, ``"one-sided"`` or ``"two-sided"``, or is
+        normalized by `spectral_normalize`: ``"SN"``, or a longer name for which see `normalized`.
     sample : callable
         As for `train_wgan`; colour images of `size` in [−1, 1], on `device`.
     seed : int
         Decides weights, latents and batches.
     strength : float, default 1.0
-        λ of a penalty, and for ``"SN"`` the norm of a convolution's kernel.
+        λ of a penalty, and for ``"SN"`` the norm of a layer but BatchNorm.
     lr, size, width, batch_size, steps, device, progress
         Step size of both networks, edge of the images, channels of the first convolution, and how
         long and where to train.
@@ -130,10 +131,8 @@ def train(
     critic = dcgan_critic(shape, width=width, batch_norm=norm == "BatchNorm").to(device)
     if division == "inside":
         article_spectral_normalize(critic)
-    elif division == "SN":
-        for layer in [layer for layer in critic if hasattr(layer, "weight")]:
-            divided = not isinstance(layer, nn.BatchNorm2d)
-            spectral_normalize(layer, coefficient=strength if divided else 1.0)
+    elif division.startswith("SN"):
+        critic = normalized(critic, strength, division, size)
     train_wgan(
         generator_net,
         critic,
@@ -150,6 +149,26 @@ def train(
         progress=progress,
     )
     return generator_net
+
+
+def normalized(critic: nn.Sequential, strength: float, how: str, size: int = SIZE) -> nn.Sequential:
+    """Return a critic of images of `size` with spectral normalization built in.
+
+    If `how` has the word operator in it, convolutions are divided by the norms of their maps; if
+    GroupSort, pairs of channels are sorted in place of the activation.
+    """
+    if "GroupSort" in how:
+        sorting = (GroupSort(2, dim=1) if isinstance(x, nn.LeakyReLU) else x for x in critic)
+        critic = nn.Sequential(*sorting)
+    for layer in [layer for layer in critic if hasattr(layer, "weight")]:
+        if isinstance(layer, nn.BatchNorm2d):
+            spectral_normalize(layer)
+        elif "operator" in how and isinstance(layer, nn.Conv2d):
+            spectral_normalize(layer, norm="operator", input_size=size, coefficient=strength)
+            size //= 2  # by its stride
+        else:
+            spectral_normalize(layer, coefficient=strength)
+    return critic
 
 
 @torch.no_grad()
