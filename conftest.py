@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("lipbook")
 GLUED = "application/papermill.record/text/plain"
 
 #: The pools of threads of what is imported above.
-BLAS = ThreadpoolController()
+POOLS = ThreadpoolController()
 
 # Under `--cov` nbval would trace the chapters' kernels too. That takes a quarter longer, and counts
 # lines that a chapter ran as if it had tested them.
@@ -45,7 +45,7 @@ def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     threads, strictness = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    with BLAS.limit(limits=None):  # as it was, at the end
+    with POOLS.limit(limits=None):  # as it was, at the end
         yield
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode(strictness)
