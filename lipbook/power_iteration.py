@@ -11,16 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import blas, lapack
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lipbook import _blas
 from lipbook.matrix_norms import induced_norm, split_scale
 from lipbook.validation import check_count, check_positive, check_tensor
 
@@ -29,8 +27,6 @@ Method = Literal["auto", "gram", "lanczos", "svd"]
 _GRAM_LIMIT = 256  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
 _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
-# NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
-_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 class PowerIteration(NamedTuple):
@@ -266,7 +262,7 @@ def golub_kahan_lanczos(
         exhausted = residual <= rounding * max(diagonal) or k == n
         if k >= next_check or exhausted or k == max_steps:
             next_check = k + 4
-            theta, ritz = _top_pair_tridiagonal(diagonal, off_diagonal)
+            theta, ritz = _blas.top_pair_of_tridiagonal(diagonal, off_diagonal)
             bound = residual * abs(ritz[-1] * ritz[0]) / likely
             converged = exhausted or bound <= 2 * rtol * theta
             if converged or k == max_steps:
@@ -439,15 +435,6 @@ def first_order(x: Tensor) -> Tensor:
     return output
 
 
-def in_one_thread(x: Tensor) -> bool:
-    """Whether to leave products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
-
-    Only if torch has one thread: two pools of threads would wait for each other's cores. Who sets
-    torch's threads to one means BLAS's too, as `runtime.start` does and ``OMP_NUM_THREADS=1``.
-    """
-    return x.is_cpu and torch.get_num_threads() == 1
-
-
 def random_start(n: int, like: Tensor) -> Tensor:
     """Return a random direction, the same on every device, from a generator of its own."""
     generator = torch.Generator().manual_seed(0x5EED)
@@ -486,42 +473,12 @@ def _start(
     raise ValueError(f"init must be 'random', 'ones' or a tensor, got {init!r}")
 
 
-def _top_pair_tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Any:
-    """Largest eigenvalue and its vector, shape (k,), of a symmetric tridiagonal matrix."""
-    k = len(diagonal)
-    # Past SciPy's eigh_tridiagonal, whose checks take as long as the work.
-    _, values, vectors, info = lapack.dstemr(
-        np.array(diagonal), np.array([*off_diagonal, 0.0]), range=2, vl=0, vu=0, il=k, iu=k
-    )
-    if info != 0:  # pragma: no cover
-        raise RuntimeError(f"LAPACK's stemr failed with info = {info}; method='svd' is left")
-    return values[0], vectors[:, 0]
-
-
-def _gram(tall: Tensor) -> Tensor:
-    """``WᵀW``, of which the upper triangle counts."""
-    if not in_one_thread(tall):
-        return tall.mT @ tall
-    array = tall.numpy()
-    by_rows = array.flags.c_contiguous  # and BLAS reads by columns
-    syrk: Any = blas.ssyrk if array.dtype == np.float32 else blas.dsyrk  # half of a gemm
-    return torch.from_numpy(syrk(1.0, array.T if by_rows else array, trans=not by_rows))
-
-
 def _top_right_by_gram(tall: Tensor) -> Tensor:
     """Top right singular vectors, shape (..., n), from the eigenvectors of ``WᵀW``."""
-    if tall.ndim > 2 or tall.is_cuda:
+    if tall.ndim > 2 or not tall.is_cpu:
         vectors: Tensor = torch.linalg.eigh(tall.mT @ tall).eigenvectors
         return vectors[..., -1]
-    gram = _gram(tall).numpy()
-    n = len(gram)
-    # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
-    syevr: Any = lapack.ssyevr if gram.dtype == np.float32 else lapack.dsyevr
-    with nullcontext() if in_one_thread(tall) else _BLAS.limit(limits=1):
-        _, eigenvectors, _, _, info = syevr(gram, range="I", il=n, iu=n, overwrite_a=1)
-    if info != 0:  # pragma: no cover
-        raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
-    return torch.from_numpy(eigenvectors[:, 0])
+    return _blas.top_eigenvector(_blas.gram(tall))
 
 
 def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
@@ -529,17 +486,10 @@ def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
     if tall.ndim > 2:
         return torch.stack([_top_right_by_lanczos(one, rtol, max_steps) for one in tall])
     found = golub_kahan_lanczos(
-        _product(tall),
-        _product(tall.mT),
+        _blas.product(tall),
+        _blas.product(tall.mT),
         random_start(tall.shape[-1], like=tall),
         rtol=rtol,
         max_steps=max_steps,
     )
     return found.right if found.converged else _top_right_by_gram(tall)
-
-
-def _product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    if not in_one_thread(matrix):
-        return matrix.mv
-    array = matrix.numpy()
-    return lambda x: torch.from_numpy(array @ x.numpy())

@@ -312,6 +312,14 @@ def test_random_state_is_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_storage_can_be_resized_afterwards():
+    """As FSDP does; ``Tensor.numpy()`` would forbid it for good."""
+    for shape in ((30, 20), (300, 280)):
+        matrix = torch.randn(*shape)
+        spectral_norm(matrix)
+        assert matrix.untyped_storage().resizable()
+
+
 # --- Lanczos -----------------------------------------------------------------------------------
 
 
