@@ -82,7 +82,7 @@ rule html:
 # The long studies of lipbook/sweeps, which no page waits for: `make sweep SWEEP=name` asks for them.
 # A part is measured again when the code behind it does something else than it did.
 def code_of(wildcards):
-    from workflow.sweep import digests  # imports torch: seconds that a build need not wait
+    from lipbook.sweeps import digests  # imports torch: seconds that a build need not wait
 
     return json.dumps(digests(wildcards.sweep))
 

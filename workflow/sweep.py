@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from lipbook import runtime, sweeps
-from workflow.project import ROOT, WorkflowError, files_of
+from workflow.project import WorkflowError
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
 _DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
@@ -31,12 +31,6 @@ def study(name: str) -> ModuleType:
     if name not in known:
         raise WorkflowError(f"no sweep {name!r}; there are {', '.join(known) or 'none yet'}")
     return importlib.import_module(f"lipbook.sweeps.{name}")
-
-
-def digests(name: str) -> dict[str, str]:
-    """Return the digest of every file of the package that a study runs."""
-    files = files_of(f"lipbook.sweeps.{name}")
-    return {file.relative_to(ROOT).as_posix(): sweeps.code_digest(file) for file in files}
 
 
 def measure_part(name: str, part: int, of: int, output: Path) -> None:
@@ -72,7 +66,7 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "NumPy": np.__version__,
-        "code": digests(name),
+        "code": sweeps.digests(name),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(target, index=False, float_format=_DIGITS)
@@ -127,7 +121,7 @@ def recheck(name: str, count: int) -> pd.DataFrame:
         found.append(off)
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    facts |= {"checked again": f"{len(chosen)} cells on {today}", "code": digests(name)}
+    facts |= {"checked again": f"{len(chosen)} cells on {today}", "code": sweeps.digests(name)}
     _write_facts(facts, path.with_suffix(".json"))
     return pd.DataFrame(found)
 

@@ -17,17 +17,17 @@ reads the table by :func:`load` and repeats a few cells before the reader's eyes
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import pkgutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+
+from lipbook.sweeps._provenance import Sources
 
 _ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,8 @@ def names() -> list[str]:
     >>> all(name.isidentifier() for name in names())
     True
     """
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def load(name: str) -> pd.DataFrame:
@@ -74,9 +75,9 @@ def load(name: str) -> pd.DataFrame:
     ValueError: no sweep 'weather'; there are ...
     """
     table = pd.read_csv(_stored(name, ".csv"))
-    if files := changed(name):
+    if found := changed(name):
         warnings.warn(
-            f"{', '.join(files)} changed since the table was measured: "
+            f"{', '.join(found)} changed since the table was measured: "
             f"`make sweep SWEEP={name}` measures it anew, with CHECK=20 a sample of it",
             StaleTable,
             stacklevel=2,
@@ -131,9 +132,9 @@ def provenance(name: str) -> pd.DataFrame:
 
 
 def changed(name: str) -> list[str]:
-    """Return the files whose code is no longer the one that made the table.
+    """Return the definitions that no longer do what they did when the table was measured.
 
-    Comments, docstrings and layout do not count.
+    A definition that the study reaches since, or no longer, is one of them; a move is none.
 
     Examples
     --------
@@ -141,61 +142,20 @@ def changed(name: str) -> list[str]:
     Traceback (most recent call last):
     ValueError: no sweep 'weather'; there are ...
     """
-    digests: dict[str, str] = _facts(name)["code"]
-    return [file for file in digests if digests[file] != code_digest(_ROOT / file)]
+    then: dict[str, str] = _facts(name)["code"]
+    now = digests(name)
+    return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
 
 
-def code_digest(path: Path) -> str:
-    r"""Return 12 hex digits that change with what a Python file does, and not with how it reads.
-
-    They are the same for every version of Python that parses the file alike; a file that is gone
-    has a digest of its own.
+def digests(name: str) -> dict[str, str]:
+    """Return a digest for each definition that a study reaches.
 
     Examples
     --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "f.py")
-    ...     _ = file.write_text('def f():\n    "Return one."\n    return 1')
-    ...     first = code_digest(file)
-    ...     _ = file.write_text("def f():  # the unit\n    return 1")
-    ...     second = code_digest(file)
-    ...     _ = file.write_text("def f():\n    return 2")
-    ...     first == second, first == code_digest(file)
-    (True, False)
+    >>> "measure" in digests("wgan_critics")
+    True
     """
-    if not path.exists():
-        return "missing"
-    meaning = "\0".join(_meaning(ast.parse(path.read_text(encoding="utf-8"))))
-    return hashlib.sha256(meaning.encode()).hexdigest()[:12]
-
-
-def _meaning(node: object) -> Iterator[str]:
-    """Spell a syntax tree out. Empty fields are left out: newer Pythons have more of them."""
-    if isinstance(node, ast.AST):
-        yield type(node).__name__
-        for field, value in ast.iter_fields(node):
-            if isinstance(value, list) and field == "body" and _is_text(value[:1]):
-                value = value[1:]
-            if value is not None and value != [] and field not in ("ctx", "kind"):
-                yield field
-                yield from _meaning(value)
-    elif isinstance(node, list):
-        for child in node:
-            yield from _meaning(child)
-        yield "]"
-    else:
-        yield repr(node)
-
-
-def _is_text(statements: list[ast.stmt]) -> bool:
-    """Tell whether a body begins with a docstring."""
-    return any(
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-        for statement in statements
-    )
+    return Sources(_ROOT).digests(f"{__name__}.{name}")
 
 
 def _facts(name: str) -> dict[str, Any]:
