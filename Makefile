@@ -8,11 +8,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 BENCH ?= $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
-PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% SWEEP=% CHECK=% BENCH=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% STUDY=% CHECK=% BENCH=%,$(MAKEOVERRIDES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test refresh sweep serve bench lock clean
+.PHONY: help book test refresh study serve bench lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,9 @@ test: $(READY) ## build the book and run every check
 refresh: $(READY) ## re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(CORES) $(CHAPTER)
 
-sweep: $(READY) ## measure a long study into book/sweeps (SWEEP=name; CHECK=20 repeats a sample)
-	$(if $(SWEEP),,$(error name the study: make sweep SWEEP=regularization))
-	@$(RUN) -m workflow sweep $(SWEEP) --cores $(CORES) $(if $(CHECK),--check $(CHECK))
+study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 repeats a sample)
+	$(if $(STUDY),,$(error name the study: make study STUDY=regularization))
+	@$(RUN) -m workflow study $(STUDY) --cores $(CORES) $(if $(CHECK),--check $(CHECK))
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(if $(PORT),--port $(PORT))

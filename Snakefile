@@ -13,7 +13,7 @@ from workflow.stage import repository_url
 
 
 CHAPTERS = chapters()
-SWEEP_PARTS = config.get("sweep_parts", 1)
+STUDY_PARTS = config.get("study_parts", 1)
 GIVEN = config.get("parameters", {})
 PYTHON = f"{sys.executable} -m workflow"
 EXECUTED = expand("build/executed/{chapter}.ipynb", chapter=CHAPTERS)
@@ -79,31 +79,31 @@ rule html:
         "{PYTHON} site {input[0]} --target build/html --log {log}"
 
 
-# The long studies of lipbook/sweeps, which no page waits for: `make sweep SWEEP=name` asks for them.
+# The long studies, which no page waits for: `make study STUDY=name` asks for them.
 # A part is measured again when the code behind it does something else than it did.
 def code_of(wildcards):
-    from lipbook.sweeps import digests  # imports torch: seconds that a build need not wait
+    from studies import digests  # imports torch: seconds that a build need not wait
 
-    return json.dumps(digests(wildcards.sweep))
+    return json.dumps(digests(wildcards.study))
 
 
-rule sweep_part:
+rule study_part:
     params:
         code=code_of,
     output:
-        "build/sweeps/{sweep}/{part}.pickle",
+        "build/studies/{study}/{part}.pickle",
     log:
-        "build/logs/sweep-{sweep}-{part}.log",
+        "build/logs/study-{study}-{part}.log",
     shell:
-        "{PYTHON} sweep-part {wildcards.sweep} --part {wildcards.part} --of {SWEEP_PARTS}"
+        "{PYTHON} study-part {wildcards.study} --part {wildcards.part} --of {STUDY_PARTS}"
         " --output {output} 2> {log}"
 
 
-rule sweep_table:
+rule study_table:
     input:
-        expand("build/sweeps/{{sweep}}/{part}.pickle", part=range(SWEEP_PARTS)),
+        expand("build/studies/{{study}}/{part}.pickle", part=range(STUDY_PARTS)),
     output:
-        "build/sweeps/{sweep}.csv",
-        "build/sweeps/{sweep}.json",
+        "build/studies/{study}.csv",
+        "build/studies/{study}.json",
     shell:
-        "{PYTHON} sweep-table {wildcards.sweep} {input} --target {output[0]}"
+        "{PYTHON} study-table {wildcards.study} {input} --target {output[0]}"

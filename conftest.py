@@ -12,7 +12,7 @@ import torch
 from nbval import plugin
 from threadpoolctl import ThreadpoolController
 
-from lipbook import runtime
+from lipbook.notebook import runtime
 
 # The same examples on every run: a red test stays red until it is mended. Times are not judged.
 hypothesis.settings.register_profile("lipbook", derandomize=True, deadline=None)

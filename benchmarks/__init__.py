@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lipbook.runtime import Run, provenance, start
+from lipbook.notebook.runtime import Run, provenance, start
 
 Key = TypeVar("Key")
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import begin, interleaved, options_of, print_heading, shapes_of, timer
+from lipbook.notebook.runtime import Run
 from lipbook.power_iteration import spectral_norm
-from lipbook.runtime import Run
 
 RTOL = 1e-6
 SHAPES = "128x128,512x512,1024x4608,128x576,128x1600"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import begin, interleaved, options_of, print_heading, shapes_of, timer
 from lipbook.normalization import spectral_normalize
-from lipbook.runtime import Run
+from lipbook.notebook.runtime import Run
 
 SHAPES = "128x576,128x1600,512x512,1024x4608"
 NORMALIZATIONS = {"torch": parametrizations.spectral_norm, "lipbook": spectral_normalize}

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import begin, interleaved, options_of, print_heading, seconds
-from lipbook.models import mlp
-from lipbook.runtime import Run
+from lipbook.lab.networks import mlp
+from lipbook.lab.training import WGAN_ADAM, fit_critic, train_wgan
+from lipbook.notebook.runtime import Run
 from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
-from lipbook.wgan_training import WGAN_ADAM, fit_critic, train_wgan
 
 CRITIC_STEPS = 5
 LATENT_DIM = 16

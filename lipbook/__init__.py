@@ -12,8 +12,6 @@ from lipbook.convolution import (
     conv_norm_bounds,
     conv_spectral_norm,
 )
-from lipbook.dcgan import dcgan_critic, dcgan_generator
-from lipbook.fidelity import frechet_distance
 from lipbook.groupsort import GroupSort
 from lipbook.lipschitz import (
     activation_constant,
@@ -63,10 +61,8 @@ from lipbook.wgan import (
     interpolate,
     wasserstein_estimate,
 )
-from lipbook.wgan_training import WGAN_ADAM, fit_critic, train_wgan
 
 __all__ = [
-    "WGAN_ADAM",
     "Constraint",
     "FrobeniusClipping",
     "FrobeniusExcess",
@@ -88,12 +84,8 @@ __all__ = [
     "conv_norm_bounds",
     "conv_spectral_norm",
     "critic_loss",
-    "dcgan_critic",
-    "dcgan_generator",
     "difference_quotients",
     "exact_lipschitz",
-    "fit_critic",
-    "frechet_distance",
     "frobenius_excess_penalty",
     "frobenius_norm",
     "frobenius_penalty",
@@ -116,6 +108,5 @@ __all__ = [
     "spectral_norm_bounds",
     "spectral_normalize",
     "stable_rank",
-    "train_wgan",
     "wasserstein_estimate",
 ]

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
+from lipbook._layers import evaluation_mode
 from lipbook.lipschitz import activation_constant, layer_matrix, layer_product_bound
 from lipbook.matrix_norms import induced_norm
-from lipbook.models import evaluation_mode
 
 _BATCH = 3  # inputs that are sent through, to see where their axis goes
 _WIDENED = 1 + 1e-6  # for the rounding of a norm in float64, or of its iteration

@@ -21,14 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook.matrix_norms import split_scale
-from lipbook.power_iteration import (
-    NormBounds,
-    first_order,
-    golub_kahan_lanczos,
-    random_start,
-)
-from lipbook.validation import check_count, check_positive, check_tensor
+from lipbook.power_iteration import NormBounds, first_order, golub_kahan_lanczos, random_start
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Padding = int | Sequence[int] | Literal["same", "valid"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lipbook.validation import check_count
+from lipbook._checks import check_count
 
 
 class GroupSort(nn.Module):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
 
+from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
+from lipbook._layers import evaluation_mode
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.matrix_norms import induced_norm
-from lipbook.models import check_labelled, evaluation_mode
-from lipbook.validation import check_count, check_positive, check_tensor
 
 Function = Callable[[Tensor], Tensor]
 Bound = float | Sequence[float] | Tensor

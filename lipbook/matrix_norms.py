@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipbook.validation import check_tensor
+from lipbook._checks import check_tensor
 
 
 def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
@@ -28,7 +29,6 @@ from lipbook.parametrizations import (
     inverse_std,
 )
 from lipbook.power_iteration import article_keras_spectral_norm, spectral_norm
-from lipbook.validation import check_count, check_positive, check_tensor
 from lipbook.wgan import Constraint
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

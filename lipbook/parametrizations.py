@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lipbook._blas import in_one_thread
+from lipbook._checks import check_count
 from lipbook.power_iteration import random_start
-from lipbook.validation import check_count
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
+from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook.matrix_norms import induced_norm, split_scale
-from lipbook.validation import check_count, check_positive, check_tensor
 
 Method = Literal["auto", "gram", "lanczos", "svd"]
 

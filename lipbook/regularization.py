@@ -1,8 +1,8 @@
 """Chapter 4: terms that a training adds to its loss, on the weights (11), (16) or the gradient.
 
-Each term is a differentiable number without its factor λ, for use as a `penalty` of
-`lipbook.models.train_classifier`. Weights that count are those of `penalized_weights`: biases and
-the parameters of norm layers are left alone.
+Each term is a differentiable number without its factor λ, for use as a penalty of a loss. Weights
+that count are those of `penalized_weights`: biases and the parameters of norm layers are left
+alone.
 
 A weight whose output goes straight into BatchNorm is a weight without a scale: the layer after it
 takes out what the term takes off. There, with λ of 1e-2 or more and momentum, the term shrinks the
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lipbook.models import check_labelled, evaluation_mode
-from lipbook.validation import check_count
+from lipbook._checks import check_count, check_labelled
+from lipbook._layers import evaluation_mode
 
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),

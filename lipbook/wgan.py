@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lipbook.validation import check_positive, check_tensor
+from lipbook._checks import check_positive, check_tensor
 
 Critic = Callable[[Tensor], Tensor]
 

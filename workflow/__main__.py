@@ -19,7 +19,7 @@ from workflow.project import (
     FAILURES,
     ROOT,
     SITE,
-    SWEEPS,
+    STUDIES,
     WorkflowError,
     chapters,
     read_notebook,
@@ -27,7 +27,7 @@ from workflow.project import (
 )
 
 #: A part costs seconds to start, and what a kill loses is at most a part for each core.
-_SWEEP_PARTS = 32
+_STUDY_PARTS = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     refresh.set_defaults(command=_refresh)
 
-    sweep = commands.add_parser("sweep", help="measure a long study, or repeat a sample of it")
-    sweep.add_argument("name")
-    sweep.add_argument("--cores", type=int, default=os.cpu_count() or 1)
-    sweep.add_argument("--check", type=int, metavar="N", help="repeat N random cells and compare")
-    sweep.set_defaults(command=_sweep)
+    study = commands.add_parser("study", help="measure a long study, or repeat a sample of it")
+    study.add_argument("name")
+    study.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    study.add_argument("--check", type=int, metavar="N", help="repeat N random cells and compare")
+    study.set_defaults(command=_study)
 
     lint = commands.add_parser("lint", help="check the stored notebooks' form")
     lint.set_defaults(command=_lint)
@@ -91,18 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
     execute.set_defaults(command=_execute)
 
-    part = commands.add_parser("sweep-part", help="measure one part of a study")
+    part = commands.add_parser("study-part", help="measure one part of a study")
     part.add_argument("name")
     part.add_argument("--part", type=int, required=True)
     part.add_argument("--of", type=int, required=True)
     part.add_argument("--output", type=Path, required=True)
-    part.set_defaults(command=_sweep_part)
+    part.set_defaults(command=_study_part)
 
-    gather = commands.add_parser("sweep-table", help="join the parts of a study")
+    gather = commands.add_parser("study-table", help="join the parts of a study")
     gather.add_argument("name")
     gather.add_argument("parts", nargs="+", type=Path)
     gather.add_argument("--target", type=Path, required=True)
-    gather.set_defaults(command=_sweep_table)
+    gather.set_defaults(command=_study_table)
 
     stage = commands.add_parser("stage", help="lay out the tree that Sphinx reads")
     stage.add_argument("executed", nargs="*", type=Path)
@@ -155,34 +155,34 @@ def _refreshed(name: str) -> None:
         raise WorkflowError(step.stderr.strip().removeprefix("lipbook: "))
 
 
-def _sweep(options: argparse.Namespace) -> None:
-    from workflow import graph, sweep
+def _study(options: argparse.Namespace) -> None:
+    from workflow import graph, study
 
-    cells = sweep.study(options.name).cells()
+    cells = study.module(options.name).cells()
     if options.check is not None:
         if options.check < 1:
             raise WorkflowError(f"CHECK must be at least 1, got {options.check}")
-        found = sweep.recheck(options.name, options.check)
+        found = study.recheck(options.name, options.check)
         print("largest deviation, in units of what is tolerated:")
         print(found.max().to_string(float_format="{:.2g}".format))
         return
-    table = BUILD / "sweeps" / f"{options.name}.csv"
-    config = {"sweep_parts": min(_SWEEP_PARTS, len(cells))}
-    graph.run([str(table.relative_to(ROOT))], config, cores=options.cores, work="sweep")
-    SWEEPS.mkdir(exist_ok=True)
+    table = BUILD / "studies" / f"{options.name}.csv"
+    config = {"study_parts": min(_STUDY_PARTS, len(cells))}
+    graph.run([str(table.relative_to(ROOT))], config, cores=options.cores, work="study")
+    STUDIES.mkdir(exist_ok=True)
     for path in (table, table.with_suffix(".json")):
-        shutil.copyfile(path, SWEEPS / path.name)
-    print(f"The table is {(SWEEPS / table.name).relative_to(ROOT)}; commit it with its .json")
+        shutil.copyfile(path, STUDIES / path.name)
+    print(f"The table is {(STUDIES / table.name).relative_to(ROOT)}; commit it with its .json")
 
 
-def _sweep_part(options: argparse.Namespace) -> None:
-    from workflow.sweep import measure_part
+def _study_part(options: argparse.Namespace) -> None:
+    from workflow.study import measure_part
 
     measure_part(options.name, options.part, options.of, options.output)
 
 
-def _sweep_table(options: argparse.Namespace) -> None:
-    from workflow.sweep import gather
+def _study_table(options: argparse.Namespace) -> None:
+    from workflow.study import gather
 
     gather(options.name, options.parts, options.target)
 
@@ -225,7 +225,7 @@ def _stage(options: argparse.Namespace) -> None:
 
 
 def _records(options: argparse.Namespace) -> None:
-    from lipbook.claims import records
+    from lipbook.notebook.claims import records
 
     found = {path.stem: list(records(read_notebook(path))) for path in options.executed}
     options.output.parent.mkdir(parents=True, exist_ok=True)

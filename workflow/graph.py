@@ -22,7 +22,7 @@ from workflow.project import BUILD, FAILURES, ROOT, WorkflowError
 def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str = "build") -> None:
     """Bring `targets` of the Snakefile up to date, with what it reads from its `config`.
 
-    Runs of different `work` share no file and may go on side by side: a build beside a sweep.
+    Runs of different `work` share no file and may go on side by side: a build beside a study.
 
     Raises
     ------

@@ -88,7 +88,7 @@ def _folder(name: str, text: str) -> str:
 def _check_values(given: dict[str, Any]) -> None:
     if not given:
         return
-    from lipbook import runtime  # imports torch: seconds that a plain build need not wait
+    from lipbook.notebook import runtime
 
     checks: dict[str, Callable[..., object]] = {
         "seed": runtime.check_seed,

@@ -13,10 +13,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
-SWEEPS = BOOK / "sweeps"
+STUDIES = BOOK / "studies"
 BUILD = ROOT / "build"
 SITE = BUILD / "html"
-PACKAGE = "lipbook"
+PACKAGES = ("lipbook", "studies")
 #: The variable that names the file where a failing step leaves its message for the whole build.
 FAILURES = "LIPBOOK_FAILURES"
 
@@ -81,14 +81,14 @@ def files_of(module: str) -> list[Path]:
 
 def _tables(file: Path) -> list[Path]:
     """Return the stored table and the provenance of a study, if `file` is one that was run."""
-    if file.parent.name != SWEEPS.name:
+    if file.parent.name != STUDIES.name:
         return []
-    return [path for path in sorted(SWEEPS.glob(f"{file.stem}.*")) if path.is_file()]
+    return [path for path in sorted(STUDIES.glob(f"{file.stem}.*")) if path.is_file()]
 
 
 @functools.cache
 def _import_graph() -> grimp.ImportGraph:
-    return grimp.build_graph(PACKAGE, cache_dir=None)
+    return grimp.build_graph(*PACKAGES, cache_dir=None)
 
 
 def _files(toc: Any) -> list[str]:
@@ -111,7 +111,7 @@ def _imported(notebook: nbformat.NotebookNode) -> set[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == PACKAGE}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
 def _parsed(code: str) -> ast.Module:

@@ -15,7 +15,7 @@ import yaml
 
 from workflow.project import BOOK, ROOT
 
-_COPIED = ("*.md", "*.bib", "*.yml", "sweeps/*")
+_COPIED = ("*.md", "*.bib", "*.yml", "studies/*")
 
 
 def repository_url() -> str:

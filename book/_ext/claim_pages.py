@@ -1,7 +1,7 @@
 """Directives that write what the chapters found: ``claims-glance``, ``-ledger``, ``-errata``.
 
-Their only sources are the catalogue and the records that ``lipbook.claims.check`` left in the
-executed notebooks. In a chapter, the line of a check becomes a card with its evidence, to which
+Their only sources are the catalogue and the records that ``claims.check`` left in the executed
+notebooks. In a chapter, the line of a check becomes a card with its evidence, to which
 the ledger links.
 """
 
@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-from lipbook import claims
+from lipbook.notebook import claims
 
 PENDING = "not yet checked"
 _ROLES = {

@@ -1,0 +1,146 @@
+"""Refuse bad input early, by name, with the way out.
+
+Every public function of the package checks its tensors here, so that the same mistake gets the
+same sentence everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    tensor: Tensor, name: str, *, ndim: int | None = None, min_ndim: int = 0
+) -> Tensor:
+    """Return `tensor` if it is a non-empty, finite, floating-point tensor of the right rank.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        What the caller was given; any shape, strides and device.
+    name : str
+        The caller's name for it, which the error repeats.
+    ndim : int, optional
+        The exact number of axes required.
+    min_ndim : int, default 0
+        The least number of axes required, where a batch is welcome.
+
+    Raises
+    ------
+    TypeError
+        If it is no tensor, or has an integer, boolean or complex dtype.
+    ValueError
+        If it has the wrong number of axes, no elements, a NaN or an infinity.
+
+    Examples
+    --------
+    >>> check_tensor(torch.eye(2), "matrix", ndim=2).shape
+    torch.Size([2, 2])
+    >>> check_tensor(torch.ones(3), "matrix", ndim=2)
+    Traceback (most recent call last):
+    ValueError: matrix must have 2 axes, got shape (3,)
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}; "
+            "torch.as_tensor converts arrays and lists"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must have a real floating-point dtype, got {tensor.dtype}; "
+            f"{name}.to(torch.float32) converts it"
+        )
+    shape = tuple(tensor.shape)
+    if ndim is not None and tensor.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {shape}")
+    if tensor.ndim < min_ndim:
+        raise ValueError(f"{name} must have at least {min_ndim} axes, got shape {shape}")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
+    # A NaN or an infinity shows in the extremes: one pass, and no mask as large as the tensor.
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+        bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must be finite, got {tensor[bad].item()} at index {bad}; "
+            "torch.nan_to_num replaces such entries, but look for their cause first"
+        )
+    return tensor
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return `value` if it is a finite number above zero.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number.
+    ValueError
+        If it is zero, negative, infinite or NaN.
+
+    Examples
+    --------
+    >>> check_positive(0.5, "radius")
+    0.5
+    >>> check_positive(-1.0, "radius")
+    Traceback (most recent call last):
+    ValueError: radius must be a finite number above 0, got -1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    return float(value)
+
+
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """Return `value` if it is an integer of at least `least`.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer (a boolean is none).
+    ValueError
+        If it is smaller than `least`.
+
+    Examples
+    --------
+    >>> check_count(5, "n_iterations")
+    5
+    >>> check_count(0, "n_iterations")
+    Traceback (most recent call last):
+    ValueError: n_iterations must be at least 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_labelled(inputs: Tensor, labels: Tensor) -> None:
+    """Refuse inputs that are no finite floating-point batch, or labels that do not match them.
+
+    Raises
+    ------
+    TypeError
+        If `inputs` has no floating-point dtype or `labels` another dtype than int64.
+    ValueError
+        If `inputs` is empty or not finite, or the lengths differ.
+
+    Examples
+    --------
+    >>> check_labelled(torch.ones(2, 3), torch.tensor([0, 1]))
+    >>> check_labelled(torch.ones(2, 3), torch.tensor([0]))
+    Traceback (most recent call last):
+    ValueError: labels must have shape (2,), one class for each input, got (1,)
+    """
+    check_tensor(inputs, "inputs", min_ndim=1)
+    dtype = getattr(labels, "dtype", type(labels).__name__)
+    if dtype != torch.int64:
+        raise TypeError(f"labels must be an int64 tensor, got {dtype}; labels.long() converts it")
+    if labels.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"labels must have shape {tuple(inputs.shape[:1])}, one class for each input, "
+            f"got {tuple(labels.shape)}"
+        )

@@ -1,0 +1,157 @@
+"""Classifiers: their training, and how often they are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+
+from lipbook._checks import check_count, check_labelled, check_positive
+from lipbook._layers import evaluation_mode
+
+
+def train_classifier(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Minimize a loss plus a penalty, (11) or (16), in place; end in evaluation mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From inputs to logits of shape (n, n_classes).
+    inputs : Tensor, shape (n, ...)
+        On the device and of the dtype of the model.
+    labels : Tensor, shape (n,)
+        int64 classes from 0.
+    epochs : int
+        Passes over the data.
+    lr : float, default 1e-3
+        Step size of Adam, the optimizer if no other is given.
+    batch_size : int, default 64
+        Examples per step; the last batch of an epoch may be smaller.
+    criterion : callable, default torch.nn.functional.cross_entropy
+        From the logits and labels of a batch to its mean loss.
+    penalty : callable, optional
+        From the inputs and labels of a batch to a number that is added to its loss, such as
+        ``lambda x, y: 1e-3 * frobenius_penalty(model)``.
+    optimizer : torch.optim.Optimizer, optional
+        Over the parameters of the model.
+    schedule : torch.optim.lr_scheduler.LRScheduler, optional
+        Of that optimizer; it advances at every step, not at every epoch.
+    generator : torch.Generator, optional
+        On the CPU; shuffles the examples. By default a fresh one of seed 0, so that training is
+        deterministic and leaves the global generator alone (unless the model has Dropout).
+    progress : bool, default False
+        Show a bar over the epochs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an epoch: `epoch` from 1, and the running means of `loss`, `penalty` (0 without
+        one) and `accuracy` over the batches as they were trained on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    FloatingPointError
+        If the loss or the penalty ceases to be finite.
+
+    Examples
+    --------
+    >>> inputs = torch.tensor([[-1.0], [1.0]])
+    >>> model = nn.Linear(1, 2)
+    >>> history = train_classifier(model, inputs, torch.tensor([0, 1]), epochs=200, lr=0.1)
+    >>> history.columns.tolist(), accuracy(model, inputs, torch.tensor([0, 1]))
+    (['epoch', 'loss', 'penalty', 'accuracy'], 1.0)
+    >>> train_classifier(model, inputs, torch.tensor([0, 1, 1]), epochs=1)
+    Traceback (most recent call last):
+    ValueError: labels must have shape (2,), one class for each input, got (3,)
+    """
+    check_labelled(inputs, labels)
+    check_count(epochs, "epochs")
+    check_count(batch_size, "batch_size")
+    check_positive(lr, "lr")
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError("schedule must be one of the optimizer that is passed beside it")
+    generator = generator or torch.Generator().manual_seed(0)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=lr)
+    history = []
+    model.train()
+    for epoch in trange(1, epochs + 1, desc="epochs", disable=not progress):
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        totals = torch.zeros(3, dtype=torch.float64)
+        for batch in torch.split(order, batch_size):
+            x, y = inputs[batch], labels[batch]
+            logits = model(x)
+            loss = criterion(logits, y)
+            added = torch.zeros_like(loss) if penalty is None else penalty(x, y)
+            optimizer.zero_grad()
+            (loss + added).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            right = (logits.argmax(1) == y).double().mean()
+            means = torch.stack([loss.detach().double(), added.detach().double(), right]).cpu()
+            if not bool(means.isfinite().all()):
+                raise FloatingPointError(
+                    f"training diverged in epoch {epoch}: the loss is {loss.item()} and the "
+                    f"penalty {added.item()}; lower lr={optimizer.param_groups[0]['lr']}, weaken "
+                    "the penalty, or train in float32 (Adam's eps underflows in float16)"
+                )
+            totals += means * len(batch)
+        history.append((epoch, *(totals / len(labels)).tolist()))
+    model.eval()
+    return pd.DataFrame(history, columns=["epoch", "loss", "penalty", "accuracy"])
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Fraction of the inputs whose largest logit is that of their label, in evaluation mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From inputs to logits of shape (n, n_classes).
+    inputs : Tensor, shape (n, ...)
+        On the device and of the dtype of the model.
+    labels : Tensor, shape (n,)
+        int64 classes from 0.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the inputs are no finite floating-point tensor, or the labels no matching classes.
+
+    Examples
+    --------
+    >>> accuracy(nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    0.75
+    >>> accuracy(nn.Identity(), torch.eye(2), torch.eye(2))
+    Traceback (most recent call last):
+    TypeError: labels must be an int64 tensor, got torch.float32; labels.long() converts it
+    """
+    check_labelled(inputs, labels)
+    with evaluation_mode(model):
+        return float((model(inputs).argmax(1) == labels).double().mean())

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipbook._checks import check_count, check_positive, check_tensor
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(torch.ones(2, 3), id="plain"),
+        pytest.param(torch.ones(6, 6).t()[::2, 1::3], id="non-contiguous"),
+        pytest.param(torch.ones(1, 1).expand(4, 4), id="expanded"),
+        pytest.param(torch.ones(2, 3, requires_grad=True), id="requires_grad"),
+    ],
+)
+def test_a_good_tensor_comes_back_as_it_is(tensor: torch.Tensor, dtype: torch.dtype):
+    tensor = tensor.to(dtype)
+    assert check_tensor(tensor, "matrix", ndim=2) is tensor
+
+
+def test_largest_and_smallest_numbers_are_finite():
+    info = torch.finfo(torch.float32)
+    extremes = torch.tensor([info.max, info.min, info.tiny, info.smallest_normal / 2, -0.0])
+    assert check_tensor(extremes, "x") is extremes
+
+
+@pytest.mark.parametrize(
+    ("given_value", "kind"),
+    [([[1.0]], "list"), (np.ones((2, 2)), "ndarray"), (1.0, "float"), (None, "NoneType")],
+)
+def test_what_is_no_tensor_is_refused(given_value, kind):
+    with pytest.raises(
+        TypeError, match=rf"matrix must be a torch\.Tensor, got {kind}; .*as_tensor"
+    ):
+        check_tensor(given_value, "matrix")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_other_dtypes_are_refused(dtype: torch.dtype):
+    with pytest.raises(TypeError, match=f"weight must have .* got {dtype}; weight.to"):
+        check_tensor(torch.ones(2, 2, dtype=dtype), "weight")
+
+
+@pytest.mark.parametrize(
+    ("shape", "required", "message"),
+    [
+        ((3,), {"ndim": 2}, r"kernel must have 2 axes, got shape \(3,\)"),
+        ((1, 2, 3), {"ndim": 2}, r"kernel must have 2 axes, got shape \(1, 2, 3\)"),
+        ((), {"min_ndim": 1}, r"kernel must have at least 1 axes, got shape \(\)"),
+        ((0,), {}, r"kernel must not be empty, got shape \(0,\)"),
+        ((2, 0, 3), {"ndim": 3}, r"kernel must not be empty, got shape \(2, 0, 3\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(shape, required, message):
+    with pytest.raises(ValueError, match=message):
+        check_tensor(torch.ones(shape), "kernel", **required)
+
+
+def test_batch_axes_are_welcome_from_min_ndim_on():
+    assert check_tensor(torch.ones(5, 4, 2, 3), "matrix", min_ndim=2).ndim == 4
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), max_size=3),
+    bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)
+def test_a_bad_entry_is_named_with_its_place(shape, bad, dtype, data):
+    tensor = torch.zeros(shape, dtype=dtype)
+    place = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    tensor[place] = bad
+    with pytest.raises(ValueError, match="x must be finite") as caught:
+        check_tensor(tensor.requires_grad_(), "x")
+    assert f"got {bad} at index {place}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, 1e-300, np.float64(2.0)])
+def test_positive_numbers_come_back_as_floats(value):
+    checked = check_positive(value, "radius")
+    assert isinstance(checked, float)
+    assert checked == value
+
+
+@pytest.mark.parametrize("value", [0, -0.0, -1, float("inf"), float("nan")])
+def test_numbers_not_above_zero_are_refused(value):
+    with pytest.raises(ValueError, match=f"radius must be a finite number above 0, got {value}"):
+        check_positive(value, "radius")
+
+
+@pytest.mark.parametrize("value", ["1", True, None, 1j, torch.tensor(1.0)])
+def test_radius_must_be_a_real_number(value):
+    with pytest.raises(
+        TypeError, match=f"radius must be a real number, got {type(value).__name__}"
+    ):
+        check_positive(value, "radius")
+
+
+@pytest.mark.parametrize(("value", "least"), [(1, 1), (7, 1), (0, 0), (-2, -2)])
+def test_counts_come_back(value, least):
+    assert check_count(value, "steps", least=least) == value
+
+
+@pytest.mark.parametrize(("value", "least"), [(0, 1), (-3, 0), (1, 2)])
+def test_counts_below_the_least_are_refused(value, least):
+    with pytest.raises(ValueError, match=f"steps must be at least {least}, got {value}"):
+        check_count(value, "steps", least=least)
+
+
+@pytest.mark.parametrize("value", [1.0, "1", True, None])
+def test_a_count_must_be_an_integer(value):
+    with pytest.raises(TypeError, match=f"steps must be an integer, got {type(value).__name__}"):
+        check_count(value, "steps")

@@ -1,0 +1,352 @@
+"""The projection, the article's own division, the orthonormal penalty, and all refusals."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from weights import critic, gaussian, norm, original
+
+from lipbook.convolution import conv_spectral_norm
+from lipbook.lab.training import fit_critic
+from lipbook.normalization import (
+    OrthonormalPenalty,
+    SpectralProjection,
+    article_spectral_normalize,
+    project_spectral_,
+    spectral_normalize,
+)
+from lipbook.power_iteration import article_keras_spectral_norm
+from lipbook.wgan import GradientPenalty
+
+modest = settings(max_examples=25, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**31)
+
+
+# --- the projection ----------------------------------------------------------------------------
+
+
+def test_article_projection_is_the_listing():
+    """r = 5 from all ones, in Keras's layout; ‖γ‖₂ for a BatchNorm; NaN where the start is lost."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2)
+    ).double()
+    torch.manual_seed(0)
+    net[1].weight.data.uniform_(1, 2)
+    kernel, gamma, dense = (net[i].weight.detach().clone() for i in (0, 1, 3))
+
+    def listing(w: torch.Tensor) -> torch.Tensor:
+        w = w.reshape(-1, w.shape[-1])
+        u = torch.ones(1, len(w), dtype=w.dtype)
+        for _ in range(5):
+            v = F.normalize(u @ w)
+            u = F.normalize(v @ w.T)
+        return (u @ w @ v.T).sum()
+
+    project_spectral_(net, variant="article")
+    hwio = kernel.permute(2, 3, 1, 0)
+    torch.testing.assert_close(net[0].weight.detach(), kernel / listing(hwio))
+    torch.testing.assert_close(net[1].weight.detach(), gamma / gamma.norm())
+    torch.testing.assert_close(net[3].weight.detach(), dense / listing(dense.T))
+    assert norm(net[0].weight) >= 1 - 1e-12
+    lost = nn.Linear(2, 1, bias=False)
+    lost.weight.data.copy_(torch.tensor([[1.0, -1.0]]))
+    project_spectral_(lost, variant="article")
+    assert not lost.weight.isfinite().any()
+
+
+def test_exact_projection():
+    net = critic()
+    project_spectral_(net, coefficient=0.5)
+    for layer in (net[1], net[6]):
+        assert norm(layer.weight) == pytest.approx(0.5, rel=1e-6)
+    assert norm(net[3].weight.transpose(0, 1)) == pytest.approx(0.5, rel=1e-6)
+    before = net[6].weight.detach().clone()
+    project_spectral_(net, input_shape=(36,))
+    assert conv_spectral_norm(net[1].weight, 6, stride=2, padding=1).item() == pytest.approx(1)
+    torch.testing.assert_close(net[6].weight.detach(), 2 * before)
+    zero = nn.Linear(2, 2)
+    nn.init.zeros_(zero.weight)
+    project_spectral_(zero)
+    assert (zero.weight == 0).all()
+    bn = nn.BatchNorm1d(3)
+    bn.running_var.fill_(4.0)
+    project_spectral_(nn.Sequential(bn, nn.LayerNorm(3)))
+    torch.testing.assert_close(bn.weight.detach(), torch.full((3,), 2.0), rtol=1e-4, atol=0)
+
+
+def test_constraint_object_in_the_trainer():
+    real, fake = gaussian(32, 2) + 3, gaussian(32, 2, seed=1)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    fit_critic(net, real, fake, SpectralProjection("exact"), steps=5, lr=1e-2)
+    for layer in (net[0], net[2]):
+        assert norm(layer.weight) == pytest.approx(1, rel=1e-6)
+    assert SpectralProjection() != GradientPenalty()
+
+
+# --- the article's division inside the forward pass ----------------------------------------------
+
+
+def keras_layout(weight: torch.Tensor) -> torch.Tensor:
+    """Outputs last: a dense kernel transposed, HWIO for a convolution, γ as it is."""
+    return weight if weight.ndim == 1 else weight.permute(*range(2, weight.ndim), 1, 0)
+
+
+ARTICLES_LAYERS = [
+    nn.Linear(4, 3),
+    nn.Conv1d(2, 3, 2),
+    nn.Conv2d(2, 3, 4),
+    nn.ConvTranspose2d(2, 3, 4),
+    nn.BatchNorm1d(5),
+    nn.BatchNorm2d(5),
+]
+
+
+def with_weight_of_its_own(layer: nn.Module) -> nn.Module:
+    layer = copy.deepcopy(layer).double()
+    layer.weight.data.copy_(gaussian(*layer.weight.shape))
+    return layer
+
+
+@pytest.mark.parametrize("layer", ARTICLES_LAYERS, ids=str)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_article_inside_is_the_listing_in_keras_layout(layer, steps):
+    layer = with_weight_of_its_own(layer)
+    weight = layer.weight.detach().clone().requires_grad_()
+    expected = weight / article_keras_spectral_norm(keras_layout(weight), steps)
+    article_spectral_normalize(layer, steps)
+    torch.testing.assert_close(layer.weight, expected)
+    outer = gaussian(*weight.shape, seed=1)
+    expected.backward(outer)
+    layer.weight.backward(outer)
+    torch.testing.assert_close(original(layer).grad, weight.grad)  # through all the steps
+    torch.testing.assert_close(layer.eval().weight, expected)  # in both modes, from all ones
+
+
+def test_article_inside_makes_five_steps_unless_told():
+    few, five = (with_weight_of_its_own(nn.Linear(9, 9)) for _ in range(2))
+    article_spectral_normalize(few), article_spectral_normalize(five, 5)
+    assert torch.equal(few.weight, five.weight)
+
+
+def test_article_inside_agrees_with_the_projection_but_trains_through_it():
+    inside, after = critic(), critic()
+    article_spectral_normalize(inside)
+    project_spectral_(after, variant="article")
+    x = gaussian(4, 36)
+    torch.testing.assert_close(inside(x), after(x))
+    inside(x).sum().backward()
+    for layer in (inside[1], inside[3], inside[6]):
+        # Its estimate grows with the weight, so lengthening the weight changes nothing.
+        overlap = (original(layer).grad * original(layer)).sum()
+        assert abs(overlap) < 1e-12 * original(layer).grad.norm() * original(layer).norm()
+
+
+def test_article_inside_leaves_the_rest_alone():
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.BatchNorm1d(3), nn.GroupNorm(1, 3))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    assert article_spectral_normalize(net) is net
+    assert [parametrize.is_parametrized(layer) for layer in net] == [True, False, True, False]
+    for name, value in before.items():
+        if name not in ("0.weight", "2.weight"):
+            assert torch.equal(net.get_parameter(name), value)
+    assert torch.equal(original(net[0]), before["0.weight"])
+    article_spectral_normalize(net)  # what is normalized is not normalized again
+    assert len(net[0].parametrizations.weight) == 1
+    for layer in (net[0], net[2]):
+        parametrize.remove_parametrizations(layer, "weight")
+    torch.testing.assert_close(
+        net[0].weight, before["0.weight"] / article_keras_spectral_norm(before["0.weight"].T)
+    )
+
+
+def test_article_inside_divides_gamma_by_its_length():
+    """SP4: ``max |γ/std|`` is what a BatchNorm stretches by; ‖γ‖₂ shrinks n equal ones to 1/√n."""
+    layer = article_spectral_normalize(nn.BatchNorm1d(16))
+    torch.testing.assert_close(layer.weight.detach(), torch.full((16,), 0.25))
+
+
+@pytest.mark.parametrize("weight", [[[1.0, -1.0]], [[2.0, -1.0, -1.0]], [[0.0, 0.0]]])
+def test_article_inside_divides_by_zero_where_the_start_is_lost(weight):
+    """PI4: Keras' kernel ``[[1], [-1]]`` is orthogonal to all ones."""
+    layer = nn.Linear(len(weight[0]), 1, bias=False)
+    layer.weight.data.copy_(torch.tensor(weight))
+    assert article_keras_spectral_norm(layer.weight.T) == 0
+    article_spectral_normalize(layer)
+    assert not layer.weight.isfinite().any()
+    assert not layer(torch.ones(1, len(weight[0]))).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [(0, ValueError, "must be at least 1, got 0"), (2.0, TypeError, "must be an integer")],
+)
+def test_article_inside_refuses_steps_that_are_no_count(steps, error, message):
+    layer = nn.Linear(2, 2)
+    with pytest.raises(error, match=f"n_iterations {message}"):
+        article_spectral_normalize(layer, steps)
+    assert not parametrize.is_parametrized(layer)
+
+
+# --- the orthonormal penalty -------------------------------------------------------------------
+
+
+def orthonormal(net: nn.Module, weight: float = 1.0) -> torch.Tensor:
+    nothing = torch.zeros(0)
+    return OrthonormalPenalty(weight).penalty(net, nothing, nothing, torch.Generator())
+
+
+@modest
+@given(seed=seeds, m=st.integers(1, 6), n=st.integers(1, 6), strength=st.floats(0.1, 10))
+def test_orthonormal_penalty_is_of_the_singular_values(seed, m, n, strength):
+    """``λ Σ (σ² - 1)²`` over the min(m, n) of them, for tall and for wide weights."""
+    net = nn.Sequential(nn.Linear(n, m), nn.Tanh(), nn.Linear(m, 2 * m)).double()
+    expected = 0.0
+    for k, layer in enumerate((net[0], net[2])):
+        layer.weight.data.copy_(gaussian(*layer.weight.shape, seed=seed + k))
+        sigma = torch.linalg.svdvals(layer.weight.detach())
+        expected += strength * (sigma**2 - 1).square().sum().item()
+    assert orthonormal(net, strength).item() == pytest.approx(expected)
+
+
+def test_orthonormal_penalty_takes_convolutions_by_outputs_and_no_vectors():
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.LayerNorm(3)).double()
+    rows = net[0].weight.detach().reshape(3, 8)
+    expected = (rows @ rows.T - torch.eye(3)).square().sum()
+    torch.testing.assert_close(orthonormal(net).detach(), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_orthonormal_penalty_and_its_gradient_vanish_at_orthonormal_weights_only(shape):
+    layer = nn.Linear(*shape).double()
+    nn.init.orthogonal_(layer.weight)
+    for scale in (1.0, 1.5):
+        layer.weight.data.mul_(scale)
+        layer.weight.grad = None
+        penalty = orthonormal(layer)
+        penalty.backward()
+        # A square of deviations of rounding; the gradient 4 (W Wᵀ - I) W is one of them.
+        assert (penalty.item() < 1e-24) is (scale == 1)
+        assert (layer.weight.grad.abs().max().item() < 1e-12) is (scale == 1)
+    assert layer.bias.grad is None
+
+
+def test_orthonormal_penalty_in_the_trainer_pulls_every_singular_value_to_1():
+    real = gaussian(32, 2)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    fit_critic(net, real, real, OrthonormalPenalty(10.0), steps=200, lr=3e-2)
+    for layer in (net[0], net[2]):
+        assert (torch.linalg.svdvals(layer.weight.detach()) - 1).abs().max() < 0.1
+
+
+def test_orthonormal_penalty_is_named_in_checkpoints():
+    """By its repr, which therefore tells two strengths apart."""
+    assert repr(OrthonormalPenalty()) == "OrthonormalPenalty(weight=1.0)"
+    assert repr(OrthonormalPenalty(0.5)) == "OrthonormalPenalty(weight=0.5)"
+    assert OrthonormalPenalty(0.5) == OrthonormalPenalty(0.5) != OrthonormalPenalty()
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [
+        (0.0, ValueError),
+        (-1.0, ValueError),
+        (math.inf, ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+    ],
+)
+def test_orthonormal_penalty_refuses_weights_that_are_not_positive(weight, error):
+    with pytest.raises(error, match="weight must be a"):
+        OrthonormalPenalty(weight)
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "error", "message"),
+    [
+        (nn.ReLU(), {}, ValueError, "must have a parameter named 'weight', ReLU"),
+        (nn.Linear(2, 2, bias=False), {"name": "bias"}, ValueError, "a parameter named 'bias'"),
+        (nn.Linear(2, 2), {"norm": "frobenius"}, ValueError, "norm must be .* got 'frobenius'"),
+        (nn.Linear(2, 2), {"dim": 2}, ValueError, r"dim must be an axis of shape \(2, 2\), got 2"),
+        (nn.Linear(2, 2), {"n_power_iterations": 0}, ValueError, "n_power_iterations .* got 0"),
+        (nn.Linear(2, 2), {"coefficient": 0.0}, ValueError, "coefficient must be .* got 0"),
+        (nn.Linear(2, 2), {"eps": -1.0}, ValueError, "eps must be a finite number above 0"),
+        (nn.Linear(2, 2), {"at_most": 1.0}, TypeError, "at_most must be a bool, got float"),
+        (nn.Conv2d(1, 1, 3), {"norm": "operator"}, ValueError, "input_size must be given"),
+        (
+            nn.Conv2d(1, 1, 3),
+            {"norm": "operator", "input_size": (4, 4, 4)},
+            ValueError,
+            r"one integer or 2, got \(4, 4, 4\)",
+        ),
+        (
+            nn.Conv2d(1, 1, 3),
+            {"norm": "operator", "input_size": 2},
+            ValueError,
+            "input_size 2 does not suit",
+        ),
+        (
+            nn.Conv2d(1, 1, 3),
+            {"norm": "operator", "input_size": 0},
+            ValueError,
+            "input_size must be at least 1, got 0",
+        ),
+        (
+            nn.ConvTranspose2d(1, 1, 3),
+            {"norm": "operator", "input_size": 4},
+            TypeError,
+            "a dense layer or a convolution, got ConvTranspose2d",
+        ),
+        (
+            nn.BatchNorm1d(3, track_running_stats=False),
+            {},
+            ValueError,
+            "must track running statistics",
+        ),
+    ],
+)
+def test_refusals(module, options, error, message):
+    with pytest.raises(error, match=message):
+        spectral_normalize(module, **options)
+    assert not parametrize.is_parametrized(module)
+
+
+def test_refused_weights():
+    layer = nn.Linear(2, 2)
+    layer.weight.data[0, 1] = math.nan
+    with pytest.raises(ValueError, match=r"weight must be finite, got nan at index \(0, 1\)"):
+        spectral_normalize(layer)
+    with pytest.raises(ValueError, match="must be finite"):
+        project_spectral_(layer)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: project_spectral_(nn.Linear(2, 2), variant="keras"), "variant must be"),
+        (lambda: project_spectral_(nn.Linear(2, 2), n_iterations=0), "n_iterations must be"),
+        (lambda: project_spectral_(nn.Linear(2, 2), coefficient=0.0), "coefficient must be"),
+        (lambda: project_spectral_(nn.Linear(2, 2), input_shape=(3,)), r"inputs of shape \(3,\)"),
+        (lambda: SpectralProjection("keras"), "variant must be"),
+        (lambda: SpectralProjection(n_iterations=0), "n_iterations must be"),
+        (lambda: SpectralProjection(coefficient=-1.0), "coefficient must be"),
+    ],
+)
+def test_refused_projections(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_orthonormal_penalty_of_no_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"critic must have a parameter with two axes .* ReLU"):
+        OrthonormalPenalty().penalty(nn.ReLU(), torch.zeros(1), torch.zeros(1), None)

@@ -1,0 +1,261 @@
+"""Patches of two photographs, and folders of images, good and bad."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from lipbook.lab import images
+from lipbook.lab.data import LabelledData
+from lipbook.lab.images import photo_patches
+
+image_folder = partial(images.image_folder, progress=False)
+PHOTOS = np.stack(load_sample_images().images)
+WIDE = (6, 4)  # width and height, as Pillow has them
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def save(file: Path, color="white", *, size=WIDE, mode="RGB") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(file)
+    return file
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Write three black cats, two white dogs and one black eel."""
+    for i in range(3):
+        save(tmp_path / "cats" / f"{i}.png", "black")
+    for i in range(2):
+        save(tmp_path / "dogs" / f"{i}.bmp", "white", size=(9, 9))
+    save(tmp_path / "eels" / "0.png", "black")
+    return tmp_path
+
+
+@settings(max_examples=15)
+@given(n=st.integers(1, 5), size=st.integers(1, 427), seed=st.integers(0, 10_000))
+def test_patches_are_pieces_of_the_photographs(n, size, seed):
+    patches = photo_patches(n, size=size, generator=seeded(seed))
+    assert (patches.shape, patches.dtype) == ((n, 3, size, size), torch.float32)
+    assert torch.equal(patches, photo_patches(n, size=size, generator=seeded(seed)))
+    pixels = ((patches + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for patch in pixels:
+        candidates = np.argwhere((patch[0, 0] == PHOTOS).all(axis=-1))
+        assert any(
+            np.array_equal(PHOTOS[i, y : y + size, x : x + size], patch) for i, y, x in candidates
+        )
+
+
+def test_patches_come_from_both_photographs_and_differ():
+    patches = photo_patches(50, generator=seeded(0))
+    assert len(patches.unique(dim=0)) > 45
+    sky, leaf = (torch.as_tensor(PHOTOS[i, 10, 10] / 127.5 - 1) for i in (0, 1))
+    colours = patches.mean(dim=(2, 3))
+    assert (colours - sky).norm(dim=1).min() < 0.2
+    assert (colours - leaf).norm(dim=1).min() < 0.2
+
+
+def test_min_contrast_leaves_the_background_out():
+    patches = photo_patches(100, min_contrast=0.1, generator=seeded(0))
+    contrasts = patches.double().mean(dim=1).flatten(1).std(dim=1, correction=0)
+    assert contrasts.min() >= 0.1 - 1e-6
+    anywhere = photo_patches(100, generator=seeded(0)).mean(dim=1).flatten(1).std(dim=1)
+    assert 25 < (anywhere < 0.1).sum() < 75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"n": 2.0}, TypeError, "n must be an integer"),
+        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
+        ({"size": 428}, ValueError, "size must be at most 427, .* got 428"),
+        ({"min_contrast": 2.0}, ValueError, "min_contrast must be at most 0.7., .* got 2.0"),
+        ({"min_contrast": float("nan")}, ValueError, "min_contrast must be at most .* got nan"),
+    ],
+)
+def test_photo_patches_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        photo_patches(**{"n": 1} | arguments, generator=seeded(0))
+
+
+def test_a_flat_folder_in_the_order_of_names(tmp_path):
+    greys = {"b.png": 0, "a.PNG": 51, "10.jpeg": 255, "9.webp": 204}
+    for name, grey in greys.items():
+        save(tmp_path / name, (grey,) * 3)
+    pixels = image_folder(tmp_path)
+    assert (pixels.shape, pixels.dtype) == ((4, 3, 4, 6), torch.float32)
+    expected = torch.tensor([greys[name] / 127.5 - 1 for name in sorted(greys)])
+    torch.testing.assert_close(pixels.mean(dim=(1, 2, 3)), expected, atol=0.02, rtol=0)
+    assert torch.equal(pixels, image_folder(str(tmp_path)))
+
+
+def test_what_is_no_image_of_the_folder_is_left_alone(tmp_path):
+    shown = save(tmp_path / "shown.png")
+    save(tmp_path / ".hidden.png")
+    save(tmp_path / "deeper" / "image.png")
+    (tmp_path / "link.png").symlink_to(shown)
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    assert len(image_folder(tmp_path)) == 1
+
+
+def test_subfolders_are_classes(classes):
+    save(classes / "stray.png")
+    save(classes / ".cache" / "0.png")
+    (classes / "link").symlink_to(classes / "cats")
+    data = image_folder(classes, size=4, labelled=True)
+    assert isinstance(data, LabelledData)
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert data.labels.dtype == torch.int64
+    assert data.inputs.mean(dim=(1, 2, 3)).tolist() == [-1, -1, -1, 1, 1, -1]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("edge", [2, 4, 16])
+def test_the_centred_square_is_kept(tmp_path, wide, edge):
+    pixels = np.zeros((4, 10, 3), dtype=np.uint8)
+    pixels[:, 3:7] = 255  # the centred square; all around it is black
+    Image.fromarray(pixels if wide else pixels.swapaxes(0, 1)).save(tmp_path / "a.png")
+    square = image_folder(tmp_path, size=edge)
+    assert square.shape == (1, 3, edge, edge)
+    assert bool((square == 1).all())
+
+
+def test_an_image_of_the_size_asked_for_keeps_its_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = image_folder(tmp_path, size=8)
+    assert torch.equal(read, image_folder(tmp_path))
+    torch.testing.assert_close(
+        read[0], torch.as_tensor(pixels / 127.5 - 1).permute(2, 0, 1).float()
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "suffix", "expected"),
+    [
+        ("1", 1, "png", (1, 1, 1)),
+        ("L", 255, "png", (1, 1, 1)),
+        ("LA", (255, 0), "png", (1, 1, 1)),
+        ("P", 0, "png", (-1, -1, -1)),
+        ("RGB", (255, 0, 0), "ppm", (1, -1, -1)),
+        ("RGBA", (0, 255, 0, 10), "png", (-1, 1, -1)),
+        ("CMYK", (0, 0, 0, 0), "tif", (1, 1, 1)),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path, mode, color, suffix, expected):
+    save(tmp_path / f"a.{suffix}", color, mode=mode)
+    assert tuple(image_folder(tmp_path)[0, :, 0, 0].tolist()) == expected
+
+
+def test_a_photograph_held_sideways_is_turned(tmp_path):
+    image = Image.new("RGB", WIDE)
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn right by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert image_folder(tmp_path).shape == (1, 3, 6, 4)
+
+
+def test_max_images_counts_in_each_class(classes):
+    data = image_folder(classes, size=4, labelled=True, max_images=1)
+    assert data.labels.tolist() == [0, 1, 2]
+    assert len(image_folder(classes / "cats", max_images=2)) == 2
+    assert len(image_folder(classes / "cats", max_images=9, min_images=3)) == 3
+
+
+def test_the_home_directory_may_be_named(classes, monkeypatch):
+    monkeypatch.setenv("HOME", str(classes))
+    assert len(image_folder("~/cats")) == 3
+
+
+def test_progress_is_shown_unless_declined(classes, capsys):
+    images.image_folder(classes / "cats")
+    assert "images: 100%" in capsys.readouterr().err
+    image_folder(classes / "cats")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", ["", "no/such", Path("no/such")])
+def test_a_missing_folder_is_named(path):
+    with pytest.raises(FileNotFoundError, match=f"found none at '{path}'"):
+        image_folder(path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    with pytest.raises(NotADirectoryError, match=r"'.*a\.png' is a file"):
+        image_folder(save(tmp_path / "a.png"))
+
+
+def test_mixed_sizes_need_a_size(classes):
+    message = r"images must be of one size, got 6×4 in '.*0\.png' and 9×9 in '.*0\.bmp'; size=64"
+    with pytest.raises(ValueError, match=message):
+        image_folder(classes, labelled=True)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "header"])
+def test_an_unreadable_image_is_named(tmp_path, damage):
+    save(tmp_path / "good.png")
+    bad = save(tmp_path / "bad.png", size=(64, 64))
+    whole = bad.read_bytes()
+    bad.write_bytes(
+        {
+            "text": b"<html>404</html>",
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "header": whole[:20] + b"\x00" * 8 + whole[28:],
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"'.*bad\.png' is no image that Pillow can read \(.+\)"):
+        image_folder(tmp_path, size=4)
+
+
+def test_sixteen_bits_a_channel_are_refused_instead_of_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"'.*a\.png' .* more than 8 bits a channel"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [23, 11])  # Pillow warns above its limit, raises above twice it
+def test_a_huge_image_is_named_with_the_limit(tmp_path, monkeypatch, limit):
+    save(tmp_path / "huge.png")  # 24 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24)
+    assert len(image_folder(tmp_path)) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=rf"'.*huge\.png' has too many pixels, .* = {limit};"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "arguments", "error", "message"),
+    [
+        ("", {}, ValueError, r"at least 1 images \(\.bmp, .*\), got 0; labelled=True reads"),
+        ("cats", {"min_images": 4}, ValueError, r"'.*cats' .* at least 4 images .* got 3$"),
+        ("", {"labelled": True, "min_images": 3}, ValueError, r"'.*dogs' .* got 2$"),
+        ("cats", {"labelled": True}, ValueError, "at least two subfolders, one a class, got 0 in"),
+        ("", {"size": 0}, ValueError, "size must be at least 1, got 0"),
+        ("", {"size": 4.0}, TypeError, "size must be an integer"),
+        ("", {"min_images": 0}, ValueError, "min_images must be at least 1"),
+        ("", {"max_images": 0}, ValueError, "max_images must be at least 1"),
+        ("", {"min_images": 5, "max_images": 2}, ValueError, "max_images must be at least 5"),
+    ],
+)
+def test_image_folder_refuses(classes, part, arguments, error, message):
+    with pytest.raises(error, match=message):
+        image_folder(classes / part, **arguments)
+
+
+def test_one_class_is_none(tmp_path):
+    save(tmp_path / "cats" / "0.png")
+    with pytest.raises(ValueError, match="at least two subfolders, one a class, got 1 in"):
+        image_folder(tmp_path, labelled=True)

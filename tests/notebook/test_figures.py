@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import re
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.animation import ArtistAnimation
+from matplotlib.colors import to_hex, to_rgb
+
+from lipbook.notebook import figures
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _as_matplotlib_ships():
+    """Leave no figure and no setting behind."""
+    with mpl.rc_context():
+        yield
+    plt.close("all")
+
+
+def test_the_style_holds_for_later_figures():
+    figures.use_style()
+    figure, ax = plt.subplots()
+    lines = [ax.plot([0, 1])[0] for _ in figures.PALETTE]
+    assert [to_hex(line.get_color()).upper() for line in lines] == list(figures.PALETTE.values())
+    assert figure.get_dpi() == 110
+    assert to_rgb(figure.get_facecolor()) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", [figures.DIVERGING, figures.SEQUENTIAL])
+def test_colour_maps_exist(name):
+    assert name in mpl.colormaps
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 1), (1, 2), (2, 3)])
+def test_panels_are_always_an_array(columns, rows):
+    figure, axes = figures.panels(columns, rows, size=(2.0, 1.0))
+    assert axes.shape == (columns * rows,)
+    assert tuple(figure.get_size_inches()) == (2.0 * columns, 1.0 * rows)
+
+
+def test_a_band_is_the_mean_between_the_extremes():
+    _, (ax,) = figures.panels(1)
+    figures.band(ax, [0, 1, 2], [[1, 2, 3], [3, 2, 7]], label="loss", linestyle="--")
+    (line,) = ax.lines
+    assert line.get_label() == "loss"
+    assert line.get_linestyle() == "--"
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 2], [1, 2], [2, 5]])
+    (area,) = ax.collections
+    corners = area.get_paths()[0].vertices
+    assert corners[:, 1].min() == 1
+    assert corners[:, 1].max() == 7
+    assert to_rgb(area.get_facecolor()[0]) == to_rgb(line.get_color())
+
+
+def test_a_band_reads_tensors():
+    _, (ax,) = figures.panels(1)
+    figures.band(ax, torch.arange(2), torch.tensor([[1.0, 2.0]]), label="one seed")
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, 2])
+
+
+@pytest.mark.parametrize("runs", [[1, 2, 3], [[1, 2]], [[[1, 2, 3]]]])
+def test_a_band_needs_a_row_a_seed(runs):
+    _, (ax,) = figures.panels(1)
+    with pytest.raises(ValueError, match=r"runs must have shape \(seeds, 3\), got \("):
+        figures.band(ax, [0, 1, 2], runs, label="loss")
+
+
+def test_images_share_one_scale():
+    figure = figures.image_row(torch.tensor([[[0.0, 0.5]], [[0.2, 1.0]]]), ["a", "b"])
+    shown = [ax.images[0] for ax in figure.axes]
+    assert [image.get_clim() for image in shown] == [(0, 1), (0, 1)]
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    assert not any(ax.axison for ax in figure.axes)
+
+
+def test_signed_images_are_centred_at_zero():
+    step = np.array([[-3.0, 1.0]])
+    figure = figures.image_row([np.abs(step), step], ["digit", "step"], signed=[1])
+    plain, signed = (ax.images[0] for ax in figure.axes)
+    assert signed.get_clim() == (-3, 3)
+    assert signed.get_cmap().name == figures.DIVERGING
+    assert plain.get_clim() == (0, 1)
+    assert plain.get_cmap().name == "gray"
+
+
+def test_images_and_titles_pair_up():
+    with pytest.raises(ValueError, match="got 2 images and 3 titles"):
+        figures.image_row(torch.zeros(2, 4, 4), ["a", "b", "c"])
+
+
+TRIANGLE, SQUARE = [(0, 0), (1, 0), (0, 1)], [(1, 0), (2, 0), (2, 1), (1, 1)]
+
+
+def test_polygons_take_their_colours_from_their_values():
+    figure, (ax,) = figures.panels(1)
+    figures.polygons(ax, [TRIANGLE, torch.tensor(SQUARE)], [2.0, 5.0], label="slope")
+    (drawn,) = ax.collections
+    np.testing.assert_array_equal(drawn.get_array(), [2, 5])
+    np.testing.assert_array_equal(drawn.get_paths()[1].vertices[:4], SQUARE)
+    assert drawn.get_clim() == (2, 5)
+    assert [other.get_ylabel() for other in figure.axes if other is not ax] == ["slope"]
+
+
+@pytest.mark.parametrize("values", [[1.0], [[1.0, 2.0]], 3.0])
+def test_polygons_and_values_pair_up(values):
+    _, (ax,) = figures.panels(1)
+    with pytest.raises(ValueError, match="got 2 regions and values of shape"):
+        figures.polygons(ax, [TRIANGLE, SQUARE], values, label="slope")
+
+
+def moving(n_frames: int = 3) -> ArtistAnimation:
+    figure, (ax,) = figures.panels(1, size=(1.0, 1.0))
+    return ArtistAnimation(figure, [ax.plot([0, 1], [0, k]) for k in range(n_frames)])
+
+
+def test_player_needs_no_network_and_says_what_is_seen():
+    page = figures.player(moving(), "tilt", 'A "line" tilts.', "From <flat> to steep.").data
+    assert page.endswith("<figcaption><p>From &lt;flat&gt; to steep.</p></figcaption></figure>")
+    assert "action=" not in page
+    assert "http" not in page
+    assert "fa-" not in page
+    assert 'alt="A &quot;line&quot; tilts."' in page
+    assert page.count("data:image/png;base64") == 3
+    unlabelled = [tag for tag in re.findall(r"<input[^>]*range[^>]*>", page) if "aria-" not in tag]
+    assert unlabelled == []
+    assert all(text.strip() for text in re.findall(r"<button[^>]*>(.*?)</button>", page, re.DOTALL))
+
+
+def test_player_is_the_same_text_each_time():
+    animation = moving()
+    first, second = (figures.player(animation, "tilt", "A line.", "Slopes.").data for _ in range(2))
+    assert first == second
+    assert "anim_tilt = new Animation" in first
+
+
+def test_player_refuses_a_name_that_javascript_would():
+    animation = moving()
+    figures.player(animation, "tilt", "A line.", "Slopes.")
+    with pytest.raises(ValueError, match="name must be an identifier, got 'a tilt'"):
+        figures.player(animation, "a tilt", "A line.", "Slopes.")

@@ -1,0 +1,248 @@
+"""The tables of the long studies: read, checked for staleness, measured in parts, repeated."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import studies
+from workflow import study as measuring
+from workflow.__main__ import main
+from workflow.project import ROOT, WorkflowError
+
+STUDY = '''"""A study of nothing."""
+from lipbook._checks import check_count
+
+TOLERANCE = {"value": 0.01}
+LIMITS = (1, 3)
+
+
+def cells():
+    return [{"k": k, "noise": n, "seed": s} for k in (1, 2) for n in (0.0, 0.2) for s in range(3)]
+
+
+def measure(k, noise, seed):
+    base = check_count(k, "k") + noise
+    return [{"step": step, "value": base + seed / 7 * step} for step in range(*LIMITS)]
+
+
+def unused():
+    return 1
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study that takes no time, with a folder for its table; returns the study's file."""
+    file = tmp_path / "studies" / "toy.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(STUDY)
+    monkeypatch.setattr(studies, "__path__", [str(file.parent)])
+    monkeypatch.setattr(studies, "folder", lambda: tmp_path / "tables")
+    monkeypatch.setattr(studies, "_ROOT", tmp_path)
+    yield file
+    sys.modules.pop("studies.toy", None)
+
+
+@pytest.fixture
+def table(toy: Path, tmp_path: Path) -> Path:
+    """The table of the toy study, measured in five parts."""
+    parts = [tmp_path / "parts" / f"{part}.pickle" for part in range(5)]
+    for index, part in enumerate(parts):
+        measuring.measure_part("toy", index, 5, part)
+    target = tmp_path / "tables" / "toy.csv"
+    measuring.gather("toy", parts, target)
+    return target
+
+
+def test_parts_join_into_one_table_in_the_order_of_the_cells(table):
+    found = studies.load("toy")
+    assert list(found) == ["k", "noise", "seed", "step", "value"]
+    assert len(found) == 24
+    assert found[["k", "noise", "seed", "step"]].apply(tuple, axis=1).is_monotonic_increasing
+    assert studies.provenance("toy").loc[["cells", "rows"], "value"].tolist() == ["12", "24"]
+
+
+def test_more_parts_than_cells_leave_some_empty(toy, tmp_path):
+    measuring.measure_part("toy", 29, 30, tmp_path / "29.pickle")
+    assert pd.read_pickle(tmp_path / "29.pickle").empty
+
+
+def test_the_rows_of_a_cell(table):
+    found = studies.rows(studies.load("toy"), {"k": 2, "noise": 0.2, "seed": 0})
+    assert found["value"].tolist() == [2.2, 2.2]
+
+
+def test_an_unchanged_table_is_read_without_a_word(table, recwarn):
+    studies.load("toy")
+    assert studies.changed("toy") == []
+    assert studies.provenance("toy").loc["code changed since", "value"] == "no"
+    assert not recwarn.list
+
+
+def test_a_comment_or_a_docstring_makes_no_table_stale(table, toy):
+    toy.write_text(STUDY.replace("study of nothing", "new text") + "# a comment\n")
+    assert studies.changed("toy") == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "definition"),
+    [
+        (("/ 7", "/ 8"), "measure"),
+        (("range(3)", "range(4)"), "cells"),
+        (("(1, 3)", "()"), "LIMITS"),
+    ],
+)
+def test_a_change_of_the_code_makes_the_table_stale(table, toy, edit, definition):
+    toy.write_text(STUDY.replace(*edit))
+    with pytest.warns(
+        studies.StaleTable, match=rf"{definition} changed since .*make study STUDY=toy"
+    ):
+        studies.load("toy")
+    assert studies.provenance("toy").loc["code changed since", "value"] == definition
+
+
+@pytest.mark.parametrize(
+    ("line", "used"),
+    [
+        ("from studies.elsewhere import LIMITS", "LIMITS"),
+        ("from studies.elsewhere import LIMITS as ENDS", "ENDS"),
+        ("from studies import elsewhere", "elsewhere.LIMITS"),
+        ("import studies.elsewhere", "studies.elsewhere.LIMITS"),
+    ],
+)
+def test_a_move_makes_no_table_stale(table, toy, line, used):
+    (toy.parent / "__init__.py").touch()
+    (toy.parent / "elsewhere.py").write_text("LIMITS = (1, 3)  # moved\n")
+    toy.write_text(STUDY.replace("LIMITS = (1, 3)", line).replace("*LIMITS", f"*{used}"))
+    assert studies.changed("toy") == []
+
+
+def test_what_a_study_does_not_reach_makes_no_table_stale(table, toy):
+    toy.write_text(STUDY.replace("return 1\n", "return 2\n"))
+    assert studies.changed("toy") == []
+
+
+def test_a_change_in_another_module_makes_the_table_stale(table, toy):
+    other = toy.parent / "elsewhere.py"
+    toy.write_text(STUDY.replace("LIMITS = (1, 3)", "from studies.elsewhere import LIMITS"))
+    other.write_text("LIMITS = (1, 4)")
+    assert studies.changed("toy") == ["LIMITS"]
+
+
+def test_a_definition_that_is_gone_makes_the_table_stale(table, toy, tmp_path):
+    facts = json.loads(table.with_suffix(".json").read_text())
+    facts["code"]["gone"] = "0123456789ab"
+    table.with_suffix(".json").write_text(json.dumps(facts))
+    assert studies.changed("toy") == ["gone"]
+
+
+def test_a_study_that_was_not_run_says_how(toy):
+    with pytest.raises(FileNotFoundError, match="make study STUDY=toy"):
+        studies.load("toy")
+
+
+def test_a_repetition_agrees_with_the_table(table):
+    found = measuring.deviations("toy", {"k": 1, "noise": 0.2, "seed": 2}, studies.load("toy"))
+    assert found["value"] < 0.01
+
+
+def test_a_repetition_that_is_off_is_seen(table):
+    stored = studies.load("toy")
+    stored.loc[1, "value"] += 0.02
+    cell = {"k": 1, "noise": 0.0, "seed": 0}
+    assert measuring.deviations("toy", cell, stored)["value"] == pytest.approx(2, rel=0.05)
+    stored.loc[1, "value"] = float("nan")
+    assert measuring.deviations("toy", cell, stored)["value"] > 1e6
+
+
+def test_a_tolerance_may_depend_on_the_row(table, monkeypatch):
+    stored = studies.load("toy")
+    stored["value"] += 0.02
+    cell = {"k": 1, "noise": 0.0, "seed": 0}
+    tolerance = {"value": lambda rows: 0.01 * rows["step"] ** 2}
+    monkeypatch.setattr(measuring.module("toy"), "TOLERANCE", tolerance)
+    assert measuring.deviations("toy", cell, stored)["value"] == pytest.approx(2, rel=0.05)
+    stored.loc[1, "value"] += 0.1  # in the second row, where four times as much is allowed
+    assert measuring.deviations("toy", cell, stored)["value"] == pytest.approx(3, rel=0.05)
+
+
+def test_a_repetition_with_other_columns_is_refused(table):
+    with pytest.raises(WorkflowError, match="other rows or columns"):
+        measuring.deviations(
+            "toy", {"k": 1, "noise": 0.0, "seed": 0}, studies.load("toy").assign(more=1)
+        )
+
+
+def test_a_repetition_with_other_steps_is_refused(table):
+    stored = studies.load("toy")
+    stored["step"] += 1
+    with pytest.raises(WorkflowError, match="other rows or columns"):
+        measuring.deviations("toy", {"k": 1, "noise": 0.0, "seed": 0}, stored)
+
+
+def test_a_sample_that_agrees_vouches_for_the_table(table, toy):
+    toy.write_text(STUDY.replace("seed / 7 * step", "step * seed / 7"))
+    assert studies.changed("toy") == ["measure"]
+    measuring.recheck("toy", 4)
+    assert studies.changed("toy") == []
+    assert studies.provenance("toy").loc["checked again", "value"].startswith("4 cells on 2")
+
+
+def test_a_sample_that_disagrees_does_not(table, toy):
+    pd.read_csv(table).assign(value=0.0).to_csv(table, index=False)
+    before = table.with_suffix(".json").read_text()
+    with pytest.raises(WorkflowError, match=r"toy: \{'k': .*\} is off by .* 'value'; measure"):
+        measuring.recheck("toy", 3)
+    assert table.with_suffix(".json").read_text() == before
+
+
+def test_a_sample_of_a_table_that_is_not_there(toy):
+    with pytest.raises(WorkflowError, match="toy has no table yet"):
+        measuring.recheck("toy", 3)
+
+
+def test_an_unknown_study_is_one_line(capsys):
+    assert main(["study", "weather"]) == 1
+    assert capsys.readouterr().err.startswith("lipbook: no study 'weather'; there are ")
+
+
+def test_a_sample_of_nothing_is_refused(toy, capsys):
+    assert main(["study", "toy", "--check", "0"]) == 1
+    assert capsys.readouterr().err == "lipbook: CHECK must be at least 1, got 0\n"
+
+
+# --- the tables of the book
+
+
+@pytest.fixture(params=studies.names())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_the_code_that_made_a_table_has_not_changed(name):
+    assert studies.changed(name) == [], (
+        f"measure it anew with `make study STUDY={name}`, or vouch for it by a sample: CHECK=20"
+    )
+
+
+def test_a_table_has_all_cells_and_no_other(name):
+    cells = pd.DataFrame(measuring.module(name).cells())
+    stored = studies.load(name)[list(cells)].drop_duplicates().reset_index(drop=True)
+    pd.testing.assert_frame_equal(stored, cells, check_dtype=False)
+
+
+def test_a_table_is_small(name):
+    assert (ROOT / "book" / "studies" / f"{name}.csv").stat().st_size < 1_500_000
+
+
+def test_a_random_cell_gives_the_stored_rows(name):
+    """A new cell at each run: over many runs of CI the whole table is checked."""
+    cell = random.SystemRandom().choice(measuring.module(name).cells())
+    found = measuring.deviations(name, cell, studies.load(name))
+    assert (found <= 1).all(), f"{cell}, in units of what is tolerated: {found.to_dict()}"

@@ -1,0 +1,139 @@
+"""Measure the long studies: in parts, gathered into one table, or a sample."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import platform
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import studies
+from lipbook.notebook import runtime
+from workflow.project import WorkflowError
+
+_ORDER = "cell"  # while a table is in parts: which cell a row belongs to
+_DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
+
+
+def module(name: str) -> ModuleType:
+    """Import a study by its name."""
+    known = studies.names()
+    if name not in known:
+        raise WorkflowError(f"no study {name!r}; there are {', '.join(known) or 'none yet'}")
+    return importlib.import_module(f"studies.{name}")
+
+
+def measure_part(name: str, part: int, of: int, output: Path) -> None:
+    """Measure every `of`-th cell from `part` on, and write the rows whole or not at all."""
+    experiment = module(name)
+    cells = list(enumerate(experiment.cells()))[part::of]
+    begin = time.perf_counter()
+    table = pd.concat(
+        [
+            _rows(experiment, cell).assign(**{_ORDER: index})
+            for index, cell in tqdm(cells, desc=f"{name} {part + 1}/{of}", unit="cell")
+        ]
+        or [pd.DataFrame({_ORDER: []})]
+    )
+    table.attrs["seconds"] = time.perf_counter() - begin
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".partial")
+    table.to_pickle(partial)
+    partial.replace(output)
+
+
+def gather(name: str, parts: Sequence[Path], target: Path) -> None:
+    """Join the parts into the table and its provenance, ``target`` and the ``.json`` beside it."""
+    tables = [pd.read_pickle(part) for part in parts]
+    table = pd.concat(tables).sort_values(_ORDER, kind="stable").drop(columns=_ORDER)
+    now = datetime.datetime.now(datetime.UTC)
+    facts = {
+        "measured": now.date().isoformat(),
+        "cells": sum(table[_ORDER].nunique() for table in tables),
+        "rows": len(table),
+        "minutes on one core": round(sum(part.attrs["seconds"] for part in tables) / 60, 1),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "NumPy": np.__version__,
+        "code": studies.digests(name),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(target, index=False, float_format=_DIGITS)
+    _write_facts(facts, target.with_suffix(".json"))
+
+
+def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:
+    """Repeat one cell; return, column by column, its deviation over what is tolerated.
+
+    Above 1, the table is not reproduced. Cells, steps and missing values have to be the same.
+    """
+    experiment = module(name)
+    again = _rows(experiment, cell).reset_index(drop=True)
+    stored = studies.rows(table, cell).reset_index(drop=True)
+    same_steps = "step" not in again or again["step"].tolist() == stored["step"].tolist()
+    if len(again) != len(stored) or list(again) != list(stored) or not same_steps:
+        raise WorkflowError(f"{name}: {cell} has other rows or columns than the table")
+    worst = {}
+    for column, tolerance in experiment.TOLERANCE.items():
+        ours, theirs = (t[column].to_numpy(float) for t in (again, stored))
+        allowed = tolerance(stored) if callable(tolerance) else tolerance
+        rounding = 5e-5 * np.abs(theirs)  # of _DIGITS
+        off = np.where(
+            (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)), 0.0, np.abs(ours - theirs)
+        )
+        worst[column] = float(np.nan_to_num(off / (allowed + rounding), nan=np.inf).max())
+    return pd.Series(worst)
+
+
+def recheck(name: str, count: int) -> pd.DataFrame:
+    """Repeat `count` random cells; if they agree, vouch for the table with the code of today.
+
+    Raises
+    ------
+    WorkflowError
+        If one of them does not.
+    """
+    path = studies.folder() / f"{name}.csv"
+    cells = module(name).cells()
+    if not path.exists():
+        raise WorkflowError(f"{name} has no table yet: leave CHECK out to measure it")
+    table = pd.read_csv(path)
+    chosen = random.SystemRandom().sample(cells, min(count, len(cells)))
+    found = []
+    for cell in tqdm(chosen, desc=name, unit="cell"):
+        off = deviations(name, cell, table)
+        if off.max() > 1:
+            raise WorkflowError(
+                f"{name}: {cell} is off by {off.max():.2g} times what is tolerated in "
+                f"{off.idxmax()!r}; measure the table anew"
+            )
+        found.append(off)
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts |= {"checked again": f"{len(chosen)} cells on {today}", "code": studies.digests(name)}
+    _write_facts(facts, path.with_suffix(".json"))
+    return pd.DataFrame(found)
+
+
+def _rows(experiment: ModuleType, cell: dict[str, Any]) -> pd.DataFrame:
+    """Measure one cell on one thread, as a table with the cell's columns first."""
+    runtime.start(cell["seed"], "cpu", threads=1)
+    found = experiment.measure(**cell)
+    results = [found] if isinstance(found, dict) else found
+    return pd.DataFrame([{**cell, **result} for result in results])
+
+
+def _write_facts(facts: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
