@@ -122,6 +122,90 @@ def test_the_plan_carries_all_mass_and_splits_little(n, m, seed):
         assert sorted(to_fake.tolist()) == list(range(n))
 
 
+def assigned(real: torch.Tensor, fake: torch.Tensor, p: float) -> float:
+    """W_p of samples of equal size by SciPy's assignment."""
+    cost = distances(real, fake)
+    chosen = cost[linear_sum_assignment((cost / cost.max()) ** p)]
+    return float(chosen.max() * ((chosen / chosen.max()) ** p).mean() ** (1 / p))
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9, 1e12])
+@pytest.mark.parametrize("p", [1, 1.5, 2, 2.7, 3])
+@pytest.mark.parametrize("n", [2, 5, 60])
+def test_points_far_out_change_nothing_about_the_others(n, p, far):
+    """Two outliers that match; a third that does not would be the whole distance."""
+    real, fake = normal(n, 2), normal(n, 2, seed=1)
+    real[0], fake[-1] = real[0] + far, fake[-1] + far
+    assert wasserstein_distance(real, fake, p=p) == pytest.approx(assigned(real, fake, p), rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("far", [1e9, 1e30, 1e120])
+def test_samples_of_unequal_sizes_may_have_points_far_out(p, far):
+    """Half of either sample is far away, and neither half sends anything to the other."""
+    real, fake = normal(12, 2), normal(18, 2, seed=1)
+    outside = torch.tensor([[far, 0.0], [far, far]], dtype=torch.float64)
+    expected = wasserstein_distance(real, fake, p=p) * 0.5 ** (1 / p)
+    shared = torch.cat([real, outside.repeat(6, 1)]), torch.cat([fake, outside.repeat(9, 1)])
+    assert wasserstein_distance(*shared, p=p) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_clusters_within_clusters(p):
+    """Pairs that move by 1, at distances of 1e6, 1e9, … from one another: every scale counts."""
+    centres = torch.tensor([[0.0], [1e6], [1e9], [1e12], [-1e7]], dtype=torch.float64)
+    assert wasserstein_distance(centres, centres.flip(0) + 1, p=p) == pytest.approx(1, rel=1e-3)
+    tiny = torch.tensor([[0.0], [1e-200], [1e200]], dtype=torch.float64)
+    moved = torch.tensor([[1e200], [4e-200], [3e-200]], dtype=torch.float64)
+    expected = {1: 2, 2: 6**0.5, 3: 18 ** (1 / 3)}[p]  # two of three move by 3e-200
+    assert wasserstein_distance(tiny, moved, p=p) == pytest.approx(expected * 1e-200, rel=1e-9)
+
+
+@settings(max_examples=25)
+@given(n=st.integers(2, 15), m=st.integers(2, 15), p=ORDERS, seed=SEEDS)
+def test_the_potentials_prove_the_plan_beside_points_far_out(n, m, p, seed):
+    """The dual value is the cost of the plan in nine digits of *it*, not of the largest cost."""
+    real, fake = normal(n, 2, seed=seed).round(), normal(m, 2, seed=seed + 1).round()  # ties
+    real[0], fake[0] = 1e9 + real[0], 1e9 + fake[0]
+    solution = optimal_transport(real, fake, p=p)
+    u, v = solution.real_potential, solution.fake_potential
+    assert (u.mean() + v.mean()).item() == pytest.approx(solution.distance**p, rel=1e-8)
+    cost = distances(real, fake) ** p
+    assert (u[:, None] + v - cost).max() <= 1e-9 * cost.max()
+    assert solution.distance == pytest.approx(
+        float((solution.mass * cost[tuple(solution.pairs.T)]).sum()) ** (1 / p), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-30, 1e30, 1e170])
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_distances_whose_squares_leave_float64(scale, p):
+    real, fake = normal(9, 2), normal(6, 2, seed=1)
+    expected = wasserstein_distance(real, fake, p=p)
+    assert wasserstein_distance(scale * real, scale * fake, p=p) / scale == pytest.approx(expected)
+
+
+def test_what_float64_cannot_hold_is_said():
+    real, fake = 1e308 * torch.ones(2, 1).double(), -1e308 * torch.ones(3, 1).double()
+    with pytest.raises(ValueError, match="must be rescaled: some points lie further apart"):
+        wasserstein_distance(real, fake)
+    with pytest.raises(ValueError, match=r"potentials are in units of 2e\+200 to the power 2"):
+        optimal_transport(1e-108 * real, 1e-108 * fake, p=2)
+    assert wasserstein_distance(1e-108 * real, 1e-108 * fake, p=2) == pytest.approx(2e200)
+
+
+def test_a_wrong_plan_is_an_error_that_says_by_how_much(monkeypatch):
+    """The solver is not believed: the plan that it returns here costs 3, and the best 1."""
+
+    def careless(a, b, cost, **_):
+        return np.array([[0.0, 1.0], [1.0, 0.0]]), {"warning": None, "u": 0 * a, "v": 0 * b + 1 / 3}
+
+    monkeypatch.setattr(transport.ot, "emd", careless)
+    real, fake = torch.tensor([[0.0], [2.0]]).double(), torch.tensor([[1.0], [3.0]]).double()
+    with pytest.raises(RuntimeError, match=r"W_p = 2, and \S+ of its cost may be too much"):
+        optimal_transport(real, fake)
+
+
 def test_a_solver_that_stops_early_is_an_error(monkeypatch):
     monkeypatch.setattr(transport, "_MAX_ITERATIONS", 1)
     with (
@@ -158,6 +242,25 @@ def test_the_critic_is_differentiable_with_slope_1_almost_everywhere():
     points = normal(50, 2, seed=2).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(points).sum(), points)
     torch.testing.assert_close(gradient.norm(dim=1), torch.ones(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_changes_nothing(mode):
+    real, fake = normal(12, 2), normal(9, 2, seed=1)
+    outside = wasserstein_distance(real, fake)
+    with mode():
+        assert wasserstein_distance(real, fake) == outside
+        critic = optimal_critic(normal(12, 2), normal(9, 2, seed=1))
+    points = real.clone().requires_grad_()
+    critic(points).sum().backward()
+    torch.testing.assert_close(points.grad.norm(dim=1), torch.ones(12).double())
+
+
+def test_the_samples_stay_resizable():
+    real = normal(4, 2)
+    wasserstein_distance(real, normal(4, 2, seed=1))
+    sliced_wasserstein_distance(real, real, generator=seeded(0))
+    real.untyped_storage().resize_(0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -201,6 +304,16 @@ def test_sliced_distance_of_a_shift():
         # |cos| has standard deviation 0.31, and cos² 0.35, which the root halves.
         error = 5 * 5 * 0.31 / math.sqrt(lines)
         assert sliced(p=p, generator=seeded(0)) == pytest.approx(expected, abs=error)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_sliced_is_exact_on_a_line_with_points_far_out(p):
+    """Sums of 1/3 and 1/2 differ by a crumb of mass, which must not travel."""
+    far = torch.full((6,), 1e18).double()
+    real, fake = torch.cat([normal(3), far[:3]]), torch.cat([normal(2, seed=1), far[:2]])
+    expected = wasserstein_distance(normal(3), normal(2, seed=1), p=p) * 0.5 ** (1 / p)
+    found = sliced_wasserstein_distance(real, fake, n_projections=1, p=p, generator=seeded(0))
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_sliced_depends_on_the_generator_alone():
