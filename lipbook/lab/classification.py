@@ -12,6 +12,8 @@ from tqdm import trange
 
 from lipbook._checks import check_count, check_labelled, check_positive
 from lipbook._layers import evaluation_mode
+from lipbook.lab.data import Splits, digits, split
+from lipbook.lab.networks import mlp
 
 
 def train_classifier(
@@ -155,3 +157,37 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     check_labelled(inputs, labels)
     with evaluation_mode(model):
         return float((model(inputs).argmax(1) == labels).double().mean())
+
+
+def digits_reader(
+    seed: int = 0, *, device: torch.device | str = "cpu"
+) -> tuple[nn.Sequential, Splits]:
+    """Train the network that chapters 1 to 3 follow: it reads 8×8 digits.
+
+    Two hidden layers of 64 ReLUs between 64 grey values in [0, 1] and 10 logits, trained for 60
+    epochs with Adam. About one test image in thirty is misread.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Decides the split of the data, the first weights and the order of the batches.
+    device : torch.device or str, default "cpu"
+        Where network and data end up.
+
+    Returns
+    -------
+    tuple of Sequential and Splits
+        The trained network, and the data as training, validation and test sets.
+
+    Examples
+    --------
+    >>> network, splits = digits_reader(seed=0)
+    >>> accuracy(network, *splits.test) > 0.9
+    True
+    """
+    splits = split(digits(), seed=seed).to(torch.device(device))
+    torch.manual_seed(seed)
+    network = mlp([64, 64, 64, 10]).to(device)
+    shuffle = torch.Generator().manual_seed(seed)
+    train_classifier(network, *splits.train, epochs=60, generator=shuffle)
+    return network, splits
