@@ -6,12 +6,18 @@ same sentence everywhere.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def check_tensor(
-    tensor: Tensor, name: str, *, ndim: int | None = None, min_ndim: int = 0
+    tensor: Tensor,
+    name: str,
+    *,
+    ndim: int | None = None,
+    min_ndim: int = 0,
+    finite: bool = True,
 ) -> Tensor:
     """Return `tensor` if it is a non-empty, finite, floating-point tensor of the right rank.
 
@@ -25,6 +31,8 @@ def check_tensor(
         The exact number of axes required.
     min_ndim : int, default 0
         The least number of axes required, where a batch is welcome.
+    finite : bool, default True
+        Whether to look at the entries, which reads them all and waits for the device.
 
     Raises
     ------
@@ -59,7 +67,7 @@ def check_tensor(
     if tensor.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {shape}")
     # A NaN or an infinity shows in the extremes: one pass, and no mask as large as the tensor.
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+    if finite and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
         bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
         raise ValueError(
             f"{name} must be finite, got {tensor[bad].item()} at index {bad}; "
@@ -86,7 +94,7 @@ def check_positive(value: float, name: str) -> float:
     Traceback (most recent call last):
     ValueError: radius must be a finite number above 0, got -1.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
@@ -111,11 +119,11 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
     Traceback (most recent call last):
     ValueError: n_iterations must be at least 1, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+    return int(value)
 
 
 def check_labelled(inputs: Tensor, labels: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor
+from lipbook._weights import used_matrices
 from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
@@ -275,15 +276,15 @@ class OrthonormalPenalty(Constraint):
     >>> _ = critic.weight.data.copy_(torch.diag(torch.tensor([1.0, 2.0])))
     >>> OrthonormalPenalty(0.1).penalty(critic, *torch.zeros(2, 1, 2), None)  # 0.1 (2² - 1)²
     tensor(0.9000, grad_fn=<MulBackward0>)
-    >>> OrthonormalPenalty(weight=0.0)
+    >>> OrthonormalPenalty(strength=0.0)
     Traceback (most recent call last):
-    ValueError: weight must be a finite number above 0, got 0.0
+    ValueError: strength must be a finite number above 0, got 0.0
     """
 
-    weight: float = 1.0
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self.weight, "weight")
+        check_positive(self.strength, "strength")
 
     def penalty(
         self,
@@ -292,15 +293,11 @@ class OrthonormalPenalty(Constraint):
         fake: Tensor,  # noqa: ARG002
         generator: torch.Generator | None,  # noqa: ARG002
     ) -> Tensor:
-        """Return the weighted penalty of the critic's weights."""
-        rows = [w.flatten(1) for w in critic.parameters() if w.ndim > 1]
-        if not rows:
-            raise ValueError(
-                f"critic must have a parameter with two axes or more, {critic} has none"
-            )
+        """Return λ times the penalty of the weights, as the critic's layers use them."""
+        rows = [weight.value().flatten(1) for weight in used_matrices(critic, "critic")]
         squares = [w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w for w in rows]
         deviations = [s - torch.eye(len(s), dtype=s.dtype, device=s.device) for s in squares]
-        return self.weight * torch.stack([d.square().sum() for d in deviations]).sum()
+        return self.strength * torch.stack([d.square().sum() for d in deviations]).sum()
 
 
 @dataclass(frozen=True)

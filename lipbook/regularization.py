@@ -13,26 +13,26 @@ layers only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from lipbook._checks import check_count, check_labelled
 from lipbook._layers import evaluation_mode
+from lipbook._weights import Weight, constant, used_matrices
 
-_CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
 
 
-def penalized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters with two axes or more: the weights of dense and other linear maps.
+def penalized_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights with two axes or more: those of dense and other linear maps.
 
-    Biases, and the scales and shifts of norm layers, have one axis.
+    Biases, and the scales and shifts of norm layers, have one axis. A parametrized weight is the
+    one that the layer uses, differentiable in what it is made of; others are the parameters.
 
     Parameters
     ----------
@@ -41,29 +41,27 @@ def penalized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Returns
     -------
-    dict of str to nn.Parameter
-        By the names of ``model.named_parameters()``; a shared weight once.
+    dict of str to Tensor
+        By the names of ``model.named_parameters()``, of a parametrized weight by the name that it
+        had before; a shared weight once.
 
     Raises
     ------
     ValueError
-        If there are none.
+        If there are none, or a hook makes one (pruning, the old `torch.nn.utils.spectral_norm`).
 
     Examples
     --------
     >>> list(penalized_weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
     ['0.weight']
+    >>> halved = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2), n_power_iterations=30)
+    >>> round(torch.linalg.matrix_norm(penalized_weights(halved)["weight"], 2).item(), 3)
+    1.0
     >>> penalized_weights(nn.BatchNorm1d(3))
     Traceback (most recent call last):
     ValueError: model must have a parameter with two axes or more, BatchNorm1d has none; ...
     """
-    weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
-    if not weights:
-        raise ValueError(
-            f"model must have a parameter with two axes or more, {type(model).__name__} has none; "
-            "biases and the parameters of norm layers are not penalized"
-        )
-    return weights
+    return {weight.name: weight.value() for weight in used_matrices(model, "model")}
 
 
 def frobenius_penalty(model: nn.Module) -> Tensor:
@@ -94,7 +92,9 @@ def frobenius_penalty(model: nn.Module) -> Tensor:
     Traceback (most recent call last):
     ValueError: model must have a parameter with two axes or more, ReLU has none; ...
     """
-    return torch.stack([_at_least_float32(w).square().sum() for w in _weights(model)]).sum()
+    return torch.stack(
+        [_at_least_float32(w).square().sum() for w in penalized_weights(model).values()]
+    ).sum()
 
 
 class SpectralPenalty(nn.Module):
@@ -156,50 +156,57 @@ class SpectralPenalty(nn.Module):
         super().__init__()
         self.model = model
         self.n_power_iterations = check_count(n_power_iterations, "n_power_iterations")
-        weights = penalized_weights(model)
-        self.names = list(weights)
+        weights = used_matrices(model, "model")
+        self.names = [weight.name for weight in weights]
         self.images = {} if input_shape is None else _image_shapes(model, input_shape)
         generator = generator or torch.Generator().manual_seed(0)
-        for i, (name, weight) in enumerate(weights.items()):
-            shape = self.images.get(name, weight[0].flatten().shape)
-            v = torch.randn(1, *shape, generator=generator).to(_at_least_float32(weight))
-            for _ in range(_FIRST_ITERATIONS):
-                v = self._step(name, v)
-            self.register_buffer(f"v{i}", v)
+        with torch.inference_mode(False), torch.no_grad():
+            for i, weight in enumerate(weights):
+                value = _at_least_float32(weight.value())
+                shape = self.images.get(weight.name, value[0].flatten().shape)
+                v = torch.randn(1, *shape, generator=generator).to(value)
+                for _ in range(_FIRST_ITERATIONS):
+                    v = self._step(weight, value, v)
+                self.register_buffer(f"v{i}", v)
 
     def forward(self) -> Tensor:
         """Return the penalty, shape (), in float32 or float64."""
-        return torch.stack([self._squared_norm(*pair) for pair in enumerate(self.names)]).sum()
+        # Found anew in each call: a copy of this module has another model.
+        weights = {weight.name: weight for weight in used_matrices(self.model, "model")}
+        terms = [self._squared_norm(i, weights[name]) for i, name in enumerate(self.names)]
+        return torch.stack(terms).sum()
 
-    def _squared_norm(self, i: int, name: str) -> Tensor:
-        stored = self.get_buffer(f"v{i}")
-        v = stored.to(_at_least_float32(self.model.get_parameter(name)), copy=True).detach()
+    def _squared_norm(self, i: int, weight: Weight) -> Tensor:
+        stored, value = self.get_buffer(f"v{i}"), _at_least_float32(weight.value())
+        v = stored.to(value, copy=True).detach()
         if self.training:
             for _ in range(self.n_power_iterations):
-                v = self._step(name, v)
+                v = self._step(weight, value, v)
             stored.copy_(v)
-        return self._product(name, v).square().sum()
+        return self._product(weight, value, v).square().sum()
 
-    def _step(self, name: str, v: Tensor) -> Tensor:
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _step(self, weight: Weight, value: Tensor, v: Tensor) -> Tensor:
         """Take one step of (13): the gradient of ‖Wv‖² in v is 2WᵀWv, whatever linear map W is."""
-        with torch.enable_grad():
-            v = v.detach().requires_grad_()
-            (image,) = torch.autograd.grad(self._product(name, v).square().sum(), v)
+        value, start = constant(value), constant(v).requires_grad_()
+        squared = self._product(weight, value, start).square().sum()
+        (image,) = torch.autograd.grad(squared, start)
         length = torch.linalg.vector_norm(image)
         # Where W is 0, so is the image; the vector waits for a weight that is not.
-        return torch.where(length > 0, image / length, v.detach())
+        usable = (length > 0) & length.isfinite()
+        return torch.where(usable, image / length, start.detach())
 
-    def _product(self, name: str, v: Tensor) -> Tensor:
+    def _product(self, weight: Weight, value: Tensor, v: Tensor) -> Tensor:
         """Apply the weight as the linear map that it is, without its bias; v has a batch axis."""
-        weight = _at_least_float32(self.model.get_parameter(name))
-        if name not in self.images:
-            return F.linear(v, weight.flatten(1))
-        layer = self.model.get_submodule(name.rpartition(".")[0])
-        parameters = {"weight": weight}
-        if isinstance(layer.bias, Tensor):
-            parameters["bias"] = torch.zeros_like(layer.bias, dtype=weight.dtype)
-        product: Tensor = functional_call(layer, parameters, (v,))
-        return product
+        if weight.name not in self.images:
+            return F.linear(v, value.flatten(1))
+        layer: Any = weight.layer
+        if isinstance(layer, _CONVOLUTIONS):
+            return cast(Tensor, layer._conv_forward(v, value, None))
+        transposed = getattr(F, f"conv_transpose{v.ndim - 2}d")
+        options = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return cast(Tensor, transposed(v, value, None, *options))
 
 
 def input_gradient_penalty(
@@ -247,15 +254,12 @@ def input_gradient_penalty(
     TypeError: labels must be an int64 tensor, got torch.float32; labels.long() converts it
     """
     check_labelled(inputs, labels)
-    with torch.enable_grad():
-        x = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        labels = constant(labels)
+        x = inputs if inputs.requires_grad else constant(inputs).requires_grad_()
         total = criterion(model(x), labels) * len(x)
         (gradient,) = torch.autograd.grad(total, x, create_graph=True)
         return _at_least_float32(gradient).square().sum() / len(x)
-
-
-def _weights(model: nn.Module) -> list[nn.Parameter]:
-    return list(penalized_weights(model).values())
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -267,7 +271,7 @@ def _image_shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tup
     layers: dict[nn.Module, str] = {
         layer: f"{prefix}.weight".lstrip(".")
         for prefix, layer in model.named_modules()
-        if isinstance(layer, _CONVOLUTIONS)
+        if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED))
     }
     shapes: dict[str, tuple[int, ...]] = {}
 

@@ -1,11 +1,12 @@
-"""Chapter 5: the WGAN's losses, the gradient penalty, and the ways to constrain a critic.
+"""Chapter 5: the losses of critic and generator, gradient penalties, ways to constrain a critic.
 
-A critic maps a batch (n, …) to one score a sample, shape (n,) or (n, 1): a module, or a function
-such as ``lambda x: functional_call(net, weights, x)``. Signs follow the dual (17): the critic
-raises its scores of real samples and lowers those of fake ones.
+A critic maps a batch (n, …) to one score a sample, shape (n,) or (n, 1), or to a map of scores,
+shape (n, 1, …), whose mean is the sample's score: a module, or a function such as
+``lambda x: functional_call(net, weights, x)``. Signs follow the dual (17): the critic raises its
+scores of real samples and lowers those of fake ones.
 
-A constraint is an object with the two methods of `Constraint`. `fit_critic` and `train_wgan` call
-them and know no more about it, so that a new one needs no change to the loops.
+A constraint is a `Constraint`. The loops of `lipbook.lab.training` call its two methods and know no
+more about it, so that a new one needs no change to them.
 """
 
 # ruff: noqa: ARG002  (a constraint is given what it may not need)
@@ -13,14 +14,15 @@ them and know no more about it, so that a new one needs no change to the loops.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipbook._checks import check_positive, check_tensor
+from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -46,7 +48,8 @@ def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If the scores are no finite floating-point tensors.
+        If the scores are not floating-point, or there are none. Scores that are not finite make a
+        loss that is not finite: no loss waits for the device to look at them.
 
     Examples
     --------
@@ -56,8 +59,8 @@ def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     Traceback (most recent call last):
     ValueError: fake_scores must not be empty, got shape (0,)
     """
-    check_tensor(real_scores, "real_scores")
-    return real_scores.mean() - check_tensor(fake_scores, "fake_scores").mean()
+    _check_scores(real_scores, "real_scores")
+    return real_scores.mean() - _check_scores(fake_scores, "fake_scores").mean()
 
 
 def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -76,7 +79,8 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If the scores are no finite floating-point tensors.
+        If the scores are not floating-point, or there are none. Scores that are not finite make a
+        loss that is not finite: no loss waits for the device to look at them.
 
     Examples
     --------
@@ -89,8 +93,47 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return -wasserstein_estimate(real_scores, fake_scores)
 
 
+def hinge_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Return the hinge loss of a critic: scores beyond 1 and -1 are good enough.
+
+    The loss of SNGAN (Lim & Ye 2017; Miyato et al. 2018), where it is less of a race than (18): a
+    sample on the right side of its margin has no gradient. The generator's loss beside it is
+    `generator_loss`, as for (18).
+
+    Parameters
+    ----------
+    real_scores, fake_scores : Tensor
+        The critic's scores, of any shape; the numbers of samples may differ.
+
+    Returns
+    -------
+    Tensor, shape ()
+        ``mean(max(0, 1 - real)) + mean(max(0, 1 + fake))``, in the dtype of the scores,
+        differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the scores are not floating-point, or there are none.
+
+    Examples
+    --------
+    >>> hinge_critic_loss(torch.tensor([3.0, 0.5]), torch.tensor([-0.5, -2.0]))
+    tensor(0.5000)
+    >>> hinge_critic_loss(torch.tensor([]), torch.tensor([1.0]))
+    Traceback (most recent call last):
+    ValueError: real_scores must not be empty, got shape (0,)
+    """
+    _check_scores(real_scores, "real_scores")
+    _check_scores(fake_scores, "fake_scores")
+    return (1 - real_scores).relu().mean() + (1 + fake_scores).relu().mean()
+
+
 def generator_loss(fake_scores: Tensor) -> Tensor:
-    """Return what the generator minimizes: the part of the estimate that it can change.
+    """Return what the generator minimizes against either loss of the critic.
+
+    The part of `wasserstein_estimate` that it can change; beside `hinge_critic_loss` it is the
+    same (Lim & Ye 2017).
 
     Parameters
     ----------
@@ -105,26 +148,35 @@ def generator_loss(fake_scores: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If the scores are no finite floating-point tensor.
+        If the scores are not floating-point, or there are none.
 
     Examples
     --------
     >>> generator_loss(torch.tensor([[1.0], [3.0]]))
     tensor(-2.)
-    >>> generator_loss(torch.tensor([float("inf")]))
+    >>> generator_loss(torch.tensor([1]))
     Traceback (most recent call last):
-    ValueError: fake_scores must be finite, got inf at index (0,); ...
+    TypeError: fake_scores must have a real floating-point dtype, got torch.int64; ...
     """
-    return -check_tensor(fake_scores, "fake_scores").mean()
+    return -_check_scores(fake_scores, "fake_scores").mean()
 
 
-def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def interpolate(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    epsilon: Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Draw a point on the segment between each real sample and its fake partner (21).
 
     Parameters
     ----------
     real, fake : Tensor, shape (n, ...)
         Of one shape, dtype and device; row i is the partner of row i.
+    epsilon : Tensor or float, optional
+        The ε of each sample, n numbers in [0, 1], or one for all: 1 is the real sample. By default
+        they are drawn.
     generator : torch.Generator, optional
         On the CPU; draws one ε a sample, uniform on [0, 1). By default torch's global one.
 
@@ -136,22 +188,25 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
     Raises
     ------
     TypeError
-        If one is no floating-point tensor, or their dtypes differ.
+        If one is not a floating-point tensor, or their dtypes differ.
     ValueError
-        If one is empty or not finite, or their shapes or devices differ.
+        If one is empty or not finite, their shapes or devices differ, `epsilon` is not n numbers
+        in [0, 1], or both it and `generator` are given.
 
     Examples
     --------
     >>> x = interpolate(torch.ones(2, 3), torch.zeros(2, 3))
     >>> bool((x == x[:, :1]).all()), bool(((x >= 0) & (x <= 1)).all())
     (True, True)
+    >>> interpolate(torch.ones(2, 1), torch.zeros(2, 1), epsilon=torch.tensor([0.0, 0.75])).tolist()
+    [[0.0], [0.75]]
     >>> interpolate(torch.ones(2, 3), torch.zeros(4, 3))
     Traceback (most recent call last):
     ValueError: real and fake must have one shape, got (2, 3) and (4, 3); draw as many fakes as ...
     """
     check_tensor(real, "real", min_ndim=1)
     check_tensor(fake, "fake", min_ndim=1)
-    return _interpolate(real, fake, generator)
+    return _between(real, fake, epsilon, generator)
 
 
 def gradient_penalty(
@@ -161,19 +216,23 @@ def gradient_penalty(
     *,
     one_sided: bool = False,
     target: float = 1.0,
+    epsilon: Tensor | float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean squared deviation of ‖∇f‖ from `target` between real and fake samples: (19), (20).
 
     The norm of each gradient is Euclidean over all axes but the batch, and each sample gets one
-    random point of its segment, see `interpolate`. Multiply the result by λ.
+    random point of its segment, see `interpolate`. Multiply the result by λ. The caller may be in
+    `torch.no_grad` or `torch.inference_mode`: gradients are taken all the same.
 
     Parameters
     ----------
     critic : callable
         From a batch to one score a sample, differentiable twice; each score may depend on its own
         sample alone. Labels and other conditions belong into a function:
-        ``gradient_penalty(lambda x: critic(x, labels), real, fake)``.
+        ``gradient_penalty(lambda x: critic(x, labels), real, fake)``. Of a map of scores, shape
+        (n, 1, …), the mean counts, as it does in the losses; for the sum, which some patch critics
+        take, pass ``lambda x: critic(x).flatten(1).sum(1)``.
     real, fake : Tensor, shape (n, ...)
         Of one shape, dtype and device. Both are taken as constants: no gradient flows into the
         generator.
@@ -181,6 +240,8 @@ def gradient_penalty(
         Punish only norms above the target (20), as in WGAN-LP (Petzka et al. 2018).
     target : float, default 1.0
         The norm asked for, at least 0.
+    epsilon : Tensor or float, optional
+        Where on its segment each point lies, see `interpolate`. By default it is drawn.
     generator : torch.Generator, optional
         On the CPU; draws the points. By default torch's global one.
 
@@ -194,8 +255,9 @@ def gradient_penalty(
     TypeError
         If a tensor has the wrong dtype.
     ValueError
-        If shapes differ, a tensor is empty or not finite, `target` is negative, or the critic
-        returns other than one score a sample or normalizes over the batch.
+        If shapes differ, a tensor is empty or not finite, `target` is negative, `epsilon` does not
+        suit, or the critic returns other than one score or map a sample, cannot be differentiated,
+        or normalizes over the batch.
 
     Examples
     --------
@@ -211,13 +273,54 @@ def gradient_penalty(
     Traceback (most recent call last):
     ValueError: critic must not hold a BatchNorm layer in training mode: it lets a score depend ...
     """
+    points = interpolate(real, fake, epsilon=epsilon, generator=generator)
+    return _mean_square(critic, points, _check_target(target), one_sided)
+
+
+def r1_penalty(critic: Critic, real: Tensor) -> Tensor:
+    """Half the mean of ‖∇f‖² at the real samples: R₁ of Mescheder, Geiger & Nowozin (2018).
+
+    Equation (9) there, without its γ. It wants the critic flat where the data are, at no fake and
+    at no point between, and is zero at the equilibrium, where (19) is not.
+
+    Parameters
+    ----------
+    critic : callable
+        As for `gradient_penalty`.
+    real : Tensor, shape (n, ...)
+        Taken as constants.
+
+    Returns
+    -------
+    Tensor, shape ()
+        At least float32, differentiable in the critic's parameters by autograd.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gradient_penalty`.
+
+    Examples
+    --------
+    >>> triple = nn.Linear(1, 1)
+    >>> nn.init.constant_(triple.weight, 3.0).item()
+    3.0
+    >>> r1_penalty(triple, torch.ones(4, 1)).item()  # 3² / 2
+    4.5
+    >>> r1_penalty(triple, torch.ones(4, 1).long())
+    Traceback (most recent call last):
+    TypeError: real must have a real floating-point dtype, got torch.int64; ...
+    """
     check_tensor(real, "real", min_ndim=1)
-    check_tensor(fake, "fake", min_ndim=1)
-    return _gradient_penalty(critic, real, fake, one_sided, _check_target(target), generator)
+    return _mean_square(critic, real, 0.0, one_sided=False) / 2
 
 
-def clip_weights_(module: nn.Module, c: float) -> None:
-    """Clamp every parameter, weights and biases, to [-c, c]: the first WGAN's constraint.
+def clip_weights_(module: nn.Module, c: float) -> nn.Module:
+    """Clamp every weight and bias to [-c, c]: the first WGAN's constraint.
+
+    What is clamped is what the layers use. A parametrized weight is assigned to, which weight
+    normalization, say, can do; one that undoes it, as spectral normalization does, is refused
+    unless it is within bounds already.
 
     Parameters
     ----------
@@ -226,15 +329,19 @@ def clip_weights_(module: nn.Module, c: float) -> None:
     c : float
         Above 0.
 
+    Returns
+    -------
+    nn.Module
+        `module`.
+
     Raises
     ------
     TypeError, ValueError
-        If `c` is no finite number above 0.
+        If `c` is not a finite number above 0, or what makes a weight does not let it be bounded.
 
     Examples
     --------
-    >>> layer = nn.Linear(2, 2)
-    >>> clip_weights_(layer, 0.01)
+    >>> layer = clip_weights_(nn.Linear(2, 2), 0.01)
     >>> layer.weight.abs().max().item() <= 0.01
     True
     >>> clip_weights_(layer, 0)
@@ -243,15 +350,21 @@ def clip_weights_(module: nn.Module, c: float) -> None:
     """
     check_positive(c, "c")
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.clamp_(-c, c)
+        for weight in used_weights(module):
+            value = weight.value()
+            if weight.parametrizations is None:
+                value.clamp_(-c, c)
+            elif value.abs().max() > c:
+                weight.assign(value.clamp(-c, c))
+    return module
 
 
-def clip_frobenius_(module: nn.Module, limit: float) -> None:
+def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     """Scale every matrix and kernel down to a Frobenius norm of at most `limit`.
 
-    These are the parameters with two axes or more: biases do not stretch. With 1-Lipschitz
-    activations, a chain of k dense layers then has a Lipschitz constant of at most limitᵏ by (10).
+    These are the weights with two axes or more, as the layers use them (see `clip_weights_`):
+    biases do not stretch. With 1-Lipschitz activations, a chain of k dense layers then has a
+    Lipschitz constant of at most limitᵏ by (10).
 
     Parameters
     ----------
@@ -260,25 +373,36 @@ def clip_frobenius_(module: nn.Module, limit: float) -> None:
     limit : float
         Above 0.
 
+    Returns
+    -------
+    nn.Module
+        `module`.
+
     Raises
     ------
     TypeError, ValueError
-        If `limit` is no finite number above 0, or the module has no matrix.
+        If `limit` is not a finite number above 0, the module has no matrix, or what makes a weight
+        does not let it be bounded.
 
     Examples
     --------
-    >>> layer = nn.Linear(3, 3)
-    >>> clip_frobenius_(layer, 0.5)
+    >>> layer = clip_frobenius_(nn.Linear(3, 3), 0.5)
     >>> round(layer.weight.norm().item(), 6)
     0.5
-    >>> clip_frobenius_(nn.ReLU(), 1.0)
+    >>> clip_frobenius_(nn.utils.parametrizations.spectral_norm(layer), 0.5)
     Traceback (most recent call last):
-    ValueError: module must have a parameter with two axes or more, ReLU() has none
+    ValueError: weight cannot be set to what is asked: _SpectralNorm makes the layer's weight ...
     """
     check_positive(limit, "limit")
     with torch.no_grad():
-        for matrix, norm in _frobenius_norms(module):
-            matrix.mul_((limit / norm).clamp(max=1.0))
+        for weight in used_matrices(module):
+            value = weight.value()
+            factor = (limit / _frobenius_norm(value)).clamp(max=1.0)
+            if weight.parametrizations is None:
+                value.mul_(factor)
+            elif factor < 1 - 1e-6:
+                weight.assign(value * factor)
+    return module
 
 
 def frobenius_excess_penalty(module: nn.Module, limit: float) -> Tensor:
@@ -287,7 +411,7 @@ def frobenius_excess_penalty(module: nn.Module, limit: float) -> Tensor:
     Parameters
     ----------
     module : nn.Module
-        Its parameters with two axes or more count, as for `clip_frobenius_`.
+        Its weights with two axes or more count, as its layers use them.
     limit : float
         Above 0.
 
@@ -299,7 +423,7 @@ def frobenius_excess_penalty(module: nn.Module, limit: float) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If `limit` is no finite number above 0, or the module has no matrix.
+        If `limit` is not a finite number above 0, or the module has no matrix.
 
     Examples
     --------
@@ -313,15 +437,14 @@ def frobenius_excess_penalty(module: nn.Module, limit: float) -> Tensor:
     ValueError: limit must be a finite number above 0, got -1.0
     """
     check_positive(limit, "limit")
-    excesses = [(norm - limit).clamp(min=0.0) for _, norm in _frobenius_norms(module)]
-    return torch.stack(excesses).square().sum()
+    norms = [_frobenius_norm(weight.value()) for weight in used_matrices(module)]
+    return torch.stack([(norm - limit).clamp(min=0.0) for norm in norms]).square().sum()
 
 
-class Constraint(Protocol):
+class Constraint:
     """What keeps a critic's Lipschitz constant in bounds; by default nothing does.
 
-    Write your own by overriding one method or both, best as a frozen dataclass: a checkpoint of
-    `train_wgan` remembers the constraint by its ``repr``.
+    Write your own by overriding one method or both, best as a frozen dataclass.
     """
 
     def penalty(
@@ -342,7 +465,6 @@ class Constraint(Protocol):
 
     def after_step(self, critic: nn.Module) -> None:
         """Change the critic in place after each step of its optimizer."""
-        return  # not an empty body, which would be abstract
 
 
 @dataclass(frozen=True)
@@ -398,81 +520,83 @@ class FrobeniusClipping(Constraint):
 
 @dataclass(frozen=True)
 class FrobeniusExcess(Constraint):
-    """`weight` times `frobenius_excess_penalty`: the article's second refinement.
+    """λ = `strength` times `frobenius_excess_penalty`: the article's second refinement.
 
     Examples
     --------
     >>> FrobeniusExcess(limit=2.0)
-    FrobeniusExcess(limit=2.0, weight=10.0)
-    >>> FrobeniusExcess(weight=0.0)
+    FrobeniusExcess(limit=2.0, strength=10.0)
+    >>> FrobeniusExcess(strength=0.0)
     Traceback (most recent call last):
-    ValueError: weight must be a finite number above 0, got 0.0
+    ValueError: strength must be a finite number above 0, got 0.0
     """
 
     limit: float = 1.0
-    weight: float = 10.0
+    strength: float = 10.0
 
     def __post_init__(self) -> None:
         check_positive(self.limit, "limit")
-        check_positive(self.weight, "weight")
+        check_positive(self.strength, "strength")
 
     def penalty(
         self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return the weighted penalty."""
-        return self.weight * frobenius_excess_penalty(critic, self.limit)
+        """Return λ times the penalty."""
+        return self.strength * frobenius_excess_penalty(critic, self.limit)
 
 
 @dataclass(frozen=True)
 class GradientPenalty(Constraint):
-    """λ = `weight` times `gradient_penalty`, two-sided (19) or one-sided (20).
+    """λ = `strength` times `gradient_penalty`, two-sided (19) or one-sided (20).
 
     Examples
     --------
     >>> GradientPenalty(one_sided=True)
-    GradientPenalty(weight=10.0, one_sided=True, target=1.0)
-    >>> GradientPenalty(weight=-10.0)
+    GradientPenalty(strength=10.0, one_sided=True, target=1.0)
+    >>> GradientPenalty(strength=-10.0)
     Traceback (most recent call last):
-    ValueError: weight must be a finite number above 0, got -10.0
+    ValueError: strength must be a finite number above 0, got -10.0
     """
 
-    weight: float = 10.0
+    strength: float = 10.0
     one_sided: bool = False
     target: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self.weight, "weight")
+        check_positive(self.strength, "strength")
         _check_target(self.target)
 
     def penalty(
         self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return the weighted penalty; the loops have seen to it that the samples are finite."""
-        return self.weight * _gradient_penalty(
-            critic, real, fake, self.one_sided, self.target, generator
-        )
+        """Return λ times the penalty; the loops have seen to it that the samples are finite."""
+        points = _between(real, fake, None, generator)
+        return self.strength * _mean_square(critic, points, self.target, self.one_sided)
 
 
-def _gradient_penalty(
-    critic: Critic,
-    real: Tensor,
-    fake: Tensor,
-    one_sided: bool,
-    target: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    _refuse_batch_norm(critic)
-    points = _interpolate(real.detach(), fake.detach(), generator).requires_grad_()
-    scores = critic(points)
-    if scores.shape not in [(len(points),), (len(points), 1)]:
-        raise ValueError(
-            f"critic must return one score a sample, shape ({len(points)},) or "
-            f"({len(points)}, 1), got {(*scores.shape,)}"
-        )
-    ones = torch.ones_like(scores)
-    (gradients,) = torch.autograd.grad(scores, points, ones, create_graph=True)
-    deviations = gradient_norms(gradients) - target
-    return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
+@dataclass(frozen=True)
+class R1Penalty(Constraint):
+    """γ = `strength` times `r1_penalty` (Mescheder, Geiger & Nowozin 2018).
+
+    Examples
+    --------
+    >>> R1Penalty()
+    R1Penalty(strength=10.0)
+    >>> R1Penalty(0.0)
+    Traceback (most recent call last):
+    ValueError: strength must be a finite number above 0, got 0.0
+    """
+
+    strength: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.strength, "strength")
+
+    def penalty(
+        self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return γ times the penalty; the loops have seen to it that the samples are finite."""
+        return self.strength / 2 * _mean_square(critic, real, 0.0, one_sided=False)
 
 
 def gradient_norms(gradients: Tensor) -> Tensor:
@@ -490,7 +614,36 @@ def gradient_norms(gradients: Tensor) -> Tensor:
     return norms
 
 
-def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None) -> Tensor:
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool) -> Tensor:
+    """Return the mean square of what ‖∇f‖ is away from the target, or above it."""
+    _refuse_batch_norm(critic)
+    points = constant(points).requires_grad_()
+    scores = critic(points)
+    n = len(points)
+    if scores.numel() == 0 or (scores.shape != (n,) and scores.shape[:2] != (n, 1)):
+        raise ValueError(
+            f"critic must return one score a sample, shape ({n},) or ({n}, 1), or a map of scores, "
+            f"shape ({n}, 1, …), got {(*scores.shape,)}"
+        )
+    if not scores.requires_grad:
+        raise ValueError(
+            "critic must be differentiable, its scores have no gradient; leave torch.no_grad, "
+            "detach and NumPy out of it"
+        )
+    shares = torch.full_like(scores, n / scores.numel())  # of a map, the mean
+    (gradients,) = torch.autograd.grad(scores, points, shares, create_graph=True)
+    deviations = gradient_norms(gradients) - target
+    return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
+
+
+def _between(
+    real: Tensor,
+    fake: Tensor,
+    epsilon: Tensor | float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
     if real.dtype != fake.dtype:
         raise TypeError(f"real and fake must have one dtype, got {real.dtype} and {fake.dtype}")
     if real.shape != fake.shape:
@@ -501,9 +654,35 @@ def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None) 
     if real.device != fake.device:
         raise ValueError(f"real and fake must be on one device, got {real.device}, {fake.device}")
     shape = (len(real), *[1] * (real.ndim - 1))
-    dtype = torch.promote_types(real.dtype, torch.float32)  # the same draw in half precision
-    epsilon = torch.rand(shape, generator=generator, dtype=dtype)
+    if epsilon is None:
+        dtype = torch.promote_types(real.dtype, torch.float32)  # the same draw in half precision
+        epsilon = torch.rand(shape, generator=generator, dtype=dtype)
+    elif generator is not None:
+        raise ValueError("epsilon and generator must not both be given: one of them decides")
+    else:
+        epsilon = _check_epsilon(epsilon, len(real)).reshape(shape)
     return torch.lerp(fake, real, epsilon.to(real))
+
+
+def _check_epsilon(epsilon: Tensor | float, n: int) -> Tensor:
+    if not isinstance(epsilon, Tensor):
+        epsilon = torch.full((n,), float(epsilon), dtype=torch.float64)
+    check_tensor(epsilon, "epsilon")
+    if epsilon.numel() != n or epsilon.shape[0] != n:
+        raise ValueError(
+            f"epsilon must be one number a sample, shape ({n},), got shape {(*epsilon.shape,)}"
+        )
+    low, high = epsilon.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"epsilon must lie in [0, 1], got {low:.3g} to {high:.3g}: points beyond the samples "
+            "are not between them"
+        )
+    return epsilon
+
+
+def _check_scores(scores: Tensor, name: str) -> Tensor:
+    return check_tensor(scores, name, finite=False)
 
 
 def _refuse_batch_norm(critic: Critic) -> None:
@@ -518,18 +697,18 @@ def _refuse_batch_norm(critic: Critic) -> None:
             )
 
 
-def _frobenius_norms(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each parameter with two axes or more, and its norm in float32 at least."""
-    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-    if not matrices:
-        raise ValueError(f"module must have a parameter with two axes or more, {module} has none")
-    for matrix in matrices:
-        dtype = torch.promote_types(matrix.dtype, torch.float32)
-        yield matrix, torch.linalg.vector_norm(matrix, dtype=dtype)
+def _frobenius_norm(matrix: Tensor) -> Tensor:
+    """Return the norm in float32 at least; a power of two is taken out, so no square overflows."""
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    _, exponent = torch.frexp(matrix.detach().abs().amax().to(dtype))
+    one = torch.ones((), dtype=dtype, device=matrix.device)
+    unit = torch.ldexp(one, (exponent - 1).clamp(min=-120))  # finite and not 0 in any dtype
+    norm: Tensor = torch.linalg.vector_norm(matrix / unit, dtype=dtype)
+    return unit * norm
 
 
 def _check_target(target: float) -> float:
-    if isinstance(target, bool) or not isinstance(target, int | float):
+    if isinstance(target, bool) or not isinstance(target, int | float | np.integer | np.floating):
         raise TypeError(f"target must be a real number, got {type(target).__name__}")
     if not 0 <= target < math.inf:
         raise ValueError(f"target must be a finite number of at least 0, got {target}")

@@ -160,7 +160,7 @@ class PairedPenalty(GradientPenalty):
         if self.within:
             real, fake = (x[x[:, -1].argsort(stable=True)] for x in (real, fake))
         labels = real[:, -1:]
-        return self.weight * gradient_penalty(
+        return self.strength * gradient_penalty(
             lambda x: critic(torch.cat([x, labels], dim=1)),
             real[:, :-1],
             fake[:, :-1],

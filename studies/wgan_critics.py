@@ -126,7 +126,7 @@ def constraint(method: str, strength: float) -> Constraint:
         case "Frobenius clipping":
             return FrobeniusClipping(strength)
         case "Frobenius penalty":
-            return FrobeniusExcess(strength, weight=10.0)
+            return FrobeniusExcess(strength, strength=10.0)
         case "two-sided" | "one-sided":
             return GradientPenalty(strength, one_sided=method == "one-sided")
     return Unconstrained()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits, make_moons, make_swiss_roll
+from sklearn.datasets import load_digits, make_moons
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -105,7 +105,7 @@ def moons(n_samples: int, *, noise: float = 0.1, seed: int = 0) -> LabelledData:
     )
 
 
-def ring_centres(n_modes: int = 8, *, radius: float = 2.0, phase: float = 0.0) -> Tensor:
+def ring_centres(n_modes: int = 8, *, radius: float = 2.0) -> Tensor:
     """Equally spaced points on a circle about the origin.
 
     Parameters
@@ -114,8 +114,6 @@ def ring_centres(n_modes: int = 8, *, radius: float = 2.0, phase: float = 0.0) -
         How many.
     radius : float, default 2.0
         Of the circle.
-    phase : float, default 0.0
-        Turns the ring, in steps: 0.5 puts each point half-way between two of the ring at 0.
 
     Returns
     -------
@@ -135,43 +133,10 @@ def ring_centres(n_modes: int = 8, *, radius: float = 2.0, phase: float = 0.0) -
     Traceback (most recent call last):
     ValueError: n_modes must be at least 1, got 0
     """
-    steps = torch.arange(check_count(n_modes, "n_modes"), dtype=torch.float64) + phase
+    steps = torch.arange(check_count(n_modes, "n_modes"), dtype=torch.float64)
     angles = 2 * math.pi / n_modes * steps
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)
     return (check_positive(radius, "radius") * directions).to(torch.float32)
-
-
-def grid_centres(side: int = 5, *, spacing: float = 2.0) -> Tensor:
-    """Points of a square grid about the origin, row by row.
-
-    Parameters
-    ----------
-    side : int, default 5
-        Points along each edge.
-    spacing : float, default 2.0
-        Between neighbours.
-
-    Returns
-    -------
-    Tensor, shape (side², 2)
-        float32.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `side` or `spacing` is not positive.
-
-    Examples
-    --------
-    >>> grid_centres(2).tolist()
-    [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
-    >>> grid_centres(5, spacing=0.0)
-    Traceback (most recent call last):
-    ValueError: spacing must be a finite number above 0, got 0.0
-    """
-    steps = torch.arange(check_count(side, "side"), dtype=torch.float32) - (side - 1) / 2
-    ticks = check_positive(spacing, "spacing") * steps
-    return torch.cartesian_prod(ticks, ticks)
 
 
 def gaussian_mixture(
@@ -224,7 +189,6 @@ def gaussian_ring(
     n_modes: int = 8,
     radius: float = 2.0,
     std: float = 0.02,
-    phase: float = 0.0,
     generator: torch.Generator,
 ) -> LabelledData:
     """Draws from Gaussians on a circle: a common first test of mode collapse.
@@ -235,7 +199,7 @@ def gaussian_ring(
     ----------
     n : int
         Number of points.
-    n_modes, radius, phase
+    n_modes, radius
         As in `ring_centres`.
     std, generator
         As in `gaussian_mixture`.
@@ -259,88 +223,8 @@ def gaussian_ring(
     Traceback (most recent call last):
     ValueError: n must be at least 1, got 0
     """
-    centres = ring_centres(n_modes, radius=radius, phase=phase)
+    centres = ring_centres(n_modes, radius=radius)
     return gaussian_mixture(n, centres, std=std, generator=generator)
-
-
-def gaussian_grid(
-    n: int,
-    *,
-    side: int = 5,
-    spacing: float = 2.0,
-    std: float = 0.05,
-    generator: torch.Generator,
-) -> LabelledData:
-    """Draws from Gaussians on a square grid, 25 of them by default.
-
-    The defaults are those of Gulrajani et al. (2017), times √8.
-
-    Parameters
-    ----------
-    n : int
-        Number of points.
-    side, spacing
-        As in `grid_centres`.
-    std, generator
-        As in `gaussian_mixture`.
-
-    Returns
-    -------
-    LabelledData
-        float32 inputs of shape (n, 2), int64 modes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is not positive.
-
-    Examples
-    --------
-    >>> points, modes = gaussian_grid(1000, generator=torch.Generator())
-    >>> points.shape, len(modes.unique())
-    (torch.Size([1000, 2]), 25)
-    >>> gaussian_grid(10, side=0, generator=torch.Generator())
-    Traceback (most recent call last):
-    ValueError: side must be at least 1, got 0
-    """
-    centres = grid_centres(side, spacing=spacing)
-    return gaussian_mixture(n, centres, std=std, generator=generator)
-
-
-def swiss_roll(n: int, *, noise: float = 0.25, generator: torch.Generator) -> Tensor:
-    """Draws from a spiral in the plane, scaled as by Gulrajani et al. (2017).
-
-    Parameters
-    ----------
-    n : int
-        Number of points.
-    noise : float, default 0.25
-        Standard deviation of each coordinate about the spiral, before everything is divided by
-        7.5; 0 for none.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    Tensor, shape (n, 2)
-        float32; both coordinates have a standard deviation of about 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `n` is not positive, or `noise` negative.
-
-    Examples
-    --------
-    >>> swiss_roll(1000, generator=torch.Generator()).std(dim=0).round().tolist()
-    [1.0, 1.0]
-    >>> swiss_roll(0, generator=torch.Generator())
-    Traceback (most recent call last):
-    ValueError: n must be at least 1, got 0
-    """
-    seed = int(torch.randint(2**32, (), generator=generator))
-    points, _ = make_swiss_roll(check_count(n, "n"), noise=noise, random_state=seed)
-    return torch.as_tensor(points[:, [0, 2]] / 7.5, dtype=torch.float32)
 
 
 def split(

@@ -11,21 +11,26 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Adam, Optimizer
-from torch.optim.swa_utils import AveragedModel
 from tqdm import trange
 
 from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook._layers import evaluation_mode
-from lipbook.lab.checkpoints import Checkpoint, RandomState, Setting, Stateful
-from lipbook.wgan import Constraint, gradient_norms
+from lipbook._weights import constant
+from lipbook.wgan import (
+    Constraint,
+    critic_loss,
+    generator_loss,
+    gradient_norms,
+    hinge_critic_loss,
+    wasserstein_estimate,
+)
 
 OptimizerFactory = Callable[..., Optimizer]
 Sampler = Callable[[int, torch.Generator], Tensor]
@@ -33,10 +38,18 @@ Sampler = Callable[[int, torch.Generator], Tensor]
 #: The optimizer of Gulrajani et al. 2017: no momentum, because the critic's loss keeps changing.
 WGAN_ADAM: OptimizerFactory = partial(Adam, betas=(0.0, 0.9))
 
+#: What `loss=` may be: the loss of the critic, and of the generator.
+LOSSES = {
+    "wasserstein": (critic_loss, generator_loss),
+    "hinge": (hinge_critic_loss, generator_loss),
+}
+
 _BLOCK = 100  # steps between two looks at the numbers
 _MEASURE_EVERY = 20  # steps between two gradient norms: those of images are dear
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_critic(
     critic: nn.Module,
     real: Tensor,
@@ -47,6 +60,7 @@ def fit_critic(
     lr: float = 1e-3,
     optimizer: OptimizerFactory = WGAN_ADAM,
     batch_size: int | None = None,
+    loss: str = "wasserstein",
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -73,6 +87,8 @@ def fit_critic(
         `functools.partial` with other settings.
     batch_size : int, optional
         Samples of each kind in a step, drawn with replacement. By default all of them.
+    loss : {"wasserstein", "hinge"}, default "wasserstein"
+        `lipbook.wgan.critic_loss` (18) or `lipbook.wgan.hinge_critic_loss`.
     generator : torch.Generator, optional
         On the CPU; draws batches, pairs and what the constraint draws. By default a fresh one of
         seed 0, so that training is deterministic and leaves the global generator alone (unless
@@ -84,9 +100,9 @@ def fit_critic(
     -------
     pandas.DataFrame
         One row a step, measured before its update: `step` from 1; the `loss` with its `penalty`
-        and the `estimate` of W₁ (loss = penalty - estimate); `gradient_norm`, the mean of ‖∇f‖
-        over the real and fake samples of every twentieth step from the first, else NaN, for a
-        critic that scores each sample by itself; and the `seconds` that the step took.
+        and the `estimate` of W₁ (for (18), loss = penalty - estimate); `gradient_norm`, the mean
+        of ‖∇f‖ over the real and fake samples of every twentieth step from the first, else NaN,
+        for a critic that scores each sample by itself; and the `seconds` that the step took.
 
     Raises
     ------
@@ -100,7 +116,7 @@ def fit_critic(
     >>> from lipbook.wgan import GradientPenalty, Unconstrained
     >>> real, fake = torch.full((8, 1), 3.0), torch.zeros(8, 1)
     >>> critic = nn.Linear(1, 1)
-    >>> one_sided = GradientPenalty(weight=10.0, one_sided=True)
+    >>> one_sided = GradientPenalty(10.0, one_sided=True)
     >>> sgd = torch.optim.SGD
     >>> history = fit_critic(critic, real, fake, one_sided, steps=200, lr=0.02, optimizer=sgd)
     >>> round(critic.weight.item(), 2)  # two points W = 3 apart: slope 1 + W / (2 λ)
@@ -110,9 +126,10 @@ def fit_critic(
     ValueError: steps must be at least 1, got 0
     """
     _check_samples(real, fake)
-    check_count(steps, "steps")
+    _check_loss(loss)
+    steps = check_count(steps, "steps")
     if batch_size is not None:
-        check_count(batch_size, "batch_size")
+        batch_size = check_count(batch_size, "batch_size")
     generator = generator or torch.Generator().manual_seed(0)
     updater = optimizer(critic.parameters(), lr=check_positive(lr, "lr"))
     history = _History(["loss", "estimate", "penalty", "gradient_norm"], [critic])
@@ -120,12 +137,17 @@ def fit_critic(
     for step in trange(steps, desc="steps", disable=not progress):
         batches = _draw(real, fake, batch_size, generator)
         measure = step % _MEASURE_EVERY == 0
-        numbers = critic_step(critic, updater, constraint, *batches, generator, measure=measure)
-        history.add(numbers)
+        history.add(
+            critic_step(
+                *(critic, updater, constraint, *batches, generator), loss=loss, measure=measure
+            )
+        )
     critic.eval()
     return history.table()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_wgan(
     generator_net: nn.Module,
     critic: nn.Module,
@@ -139,26 +161,21 @@ def train_wgan(
     critic_lr: float = 1e-4,
     generator_lr: float = 1e-4,
     optimizer: OptimizerFactory = WGAN_ADAM,
-    average: AveragedModel | None = None,
+    loss: str = "wasserstein",
     generator: torch.Generator | None = None,
     on_step: Callable[[int], None] | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Train a generator against a constrained critic, in place, and leave both for evaluation.
 
-    A step is `critic_steps` updates of the critic (18) and one of the generator. If `checkpoint`
-    exists, the training goes on from there to the very weights of a run that was never stopped, on
-    the same machine with as many threads: give it the arguments of the first call (`steps` may
-    grow) and networks of the same shape.
+    A step is `critic_steps` updates of the critic and one of the generator.
 
     Parameters
     ----------
     generator_net : nn.Module
         From standard normal latents, shape (n, latent_dim), to samples of the shape of the real.
     critic : nn.Module
-        From samples to one score each.
+        From samples to one score, or one map of scores, each.
     sample_real : callable
         ``sample_real(n, generator)`` draws n real samples, on the device and of the dtype of the
         critic, with no other source of randomness than this CPU generator.
@@ -176,19 +193,14 @@ def train_wgan(
         Step sizes.
     optimizer : callable, default Adam with betas (0, 0.9)
         Called as ``optimizer(parameters, lr=lr)``, once for each network.
-    average : torch.optim.swa_utils.AveragedModel, optional
-        Made from the generator; updated after each step. Say
-        ``AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))`` for a moving average.
+    loss : {"wasserstein", "hinge"}, default "wasserstein"
+        The critic's, (18) or `lipbook.wgan.hinge_critic_loss`; the generator's is
+        `lipbook.wgan.generator_loss` for both.
     generator : torch.Generator, optional
         On the CPU; draws real samples, latents and what the constraint draws. By default a fresh
         one of seed 0.
     on_step : callable, optional
         Called with the number of each step after it, for snapshots; its time is not counted.
-    checkpoint : path, optional
-        File that holds the whole state: weights, optimizers, random generators, history. Replaced
-        in one move, so that a kill at any moment leaves a whole file.
-    checkpoint_every : int, default 1000
-        Steps between two writes; the last step writes too.
     progress : bool, default False
         Show a bar over the steps.
 
@@ -201,12 +213,9 @@ def train_wgan(
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type or is out of range, or if `checkpoint` is damaged or
-        belongs to other settings or networks.
-    FileNotFoundError
-        If the folder of `checkpoint` does not exist.
+        If an argument has the wrong type or is out of range.
     FloatingPointError
-        If a number or a weight ceases to be finite; the checkpoint stays as it was before.
+        If a number or a weight ceases to be finite.
 
     Examples
     --------
@@ -226,70 +235,33 @@ def train_wgan(
     Traceback (most recent call last):
     ValueError: generator_net must return samples of the shape of the real ones, (2,), got (1,)
     """
-    counts = {
-        "latent_dim": latent_dim,
-        "steps": steps,
-        "critic_steps": critic_steps,
-        "batch_size": batch_size,
-        "checkpoint_every": checkpoint_every,
-    }
-    for name, count in counts.items():
-        check_count(count, name)
+    steps, critic_steps = check_count(steps, "steps"), check_count(critic_steps, "critic_steps")
+    _check_loss(loss)
     generator = generator or torch.Generator().manual_seed(0)
+    draws = _Draws(generator_net, sample_real, latent_dim, batch_size, generator)
     critic_updater = optimizer(critic.parameters(), lr=check_positive(critic_lr, "critic_lr"))
     generator_updater = optimizer(
         generator_net.parameters(), lr=check_positive(generator_lr, "generator_lr")
     )
-    draw_latents = _latents(generator_net, batch_size, latent_dim)
-    _try_out(generator_net, draw_latents, sample_real, batch_size, generator)
+    draws.try_out()
     history = _History(
         ["critic_loss", "estimate", "penalty", "gradient_norm", "generator_loss"],
         [critic, generator_net],
     )
-    store = None
-    if checkpoint is not None:
-        parts: dict[str, Stateful] = {
-            "generator_net": generator_net,
-            "critic": critic,
-            "generator_optimizer": generator_updater,
-            "critic_optimizer": critic_updater,
-            "random": RandomState(generator),
-            "history": history,
-        }
-        if average is not None:
-            parts["average"] = average
-        settings: dict[str, Setting] = {
-            **{name: counts[name] for name in ("latent_dim", "critic_steps", "batch_size")},
-            "constraint": repr(constraint),
-            "critic_optimizer": _described(critic_updater),
-            "generator_optimizer": _described(generator_updater),
-            "average": average is not None,
-        }
-        store = Checkpoint(checkpoint, parts, settings)
-        store.load()
-    done = len(history.rows)
-    if done > steps:
-        raise ValueError(f"checkpoint {checkpoint} is at step {done}, past steps={steps}")
     critic.train()
     generator_net.train()
-    history.start_clock()
-    for step in trange(
-        done + 1, steps + 1, initial=done, total=steps, desc="steps", disable=not progress
-    ):
+    for step in trange(1, steps + 1, desc="steps", disable=not progress):
         measure = (step - 1) % _MEASURE_EVERY == 0
         for _ in range(critic_steps):
-            real = sample_real(batch_size, generator)
-            with torch.no_grad():
-                fake = generator_net(draw_latents(generator))
+            batches = draws.real(), draws.fake()
             numbers = critic_step(
-                critic, critic_updater, constraint, real, fake, generator, measure=measure
+                *(critic, critic_updater, constraint, *batches, generator),
+                loss=loss,
+                measure=measure,
             )
-        loss = generator_step(generator_net, critic, generator_updater, draw_latents(generator))
-        if average is not None:
-            average.update_parameters(generator_net)
-        history.add([*numbers, loss])
-        if store is not None and (step % checkpoint_every == 0 or step == steps):
-            store.save()
+        pair = generator_net, critic
+        lost = generator_step(*pair, generator_updater, draws.latents(), loss=loss)
+        history.add([*numbers, lost])
         if on_step is not None:
             on_step(step)
         history.start_clock()
@@ -298,6 +270,8 @@ def train_wgan(
     return history.table()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def critic_step(
     critic: nn.Module,
     optimizer: Optimizer,
@@ -306,6 +280,7 @@ def critic_step(
     fake: Tensor,
     generator: torch.Generator,
     *,
+    loss: str = "wasserstein",
     measure: bool = False,
 ) -> list[Tensor]:
     """Update the critic once, and return loss, estimate, penalty and mean ‖∇f‖ from before.
@@ -323,24 +298,30 @@ def critic_step(
     >>> round(critic.weight.item(), 2)
     0.1
     """
-    # When it goes down to the samples, the backward pass of the scores also gives ∇f there.
-    real, fake = (x.detach().requires_grad_(measure) for x in (real, fake))
+    samples = [constant(x).requires_grad_(measure) for x in (real, fake)]
     with parametrize.cached():  # a normalized weight is one weight for the whole step
-        estimate = critic(real).mean() - critic(fake).mean()
-        penalty = constraint.penalty(critic, real.detach(), fake.detach(), generator)
-    loss = penalty - estimate
+        scores = [critic(x) for x in samples]
+        penalty = constraint.penalty(critic, samples[0].detach(), samples[1].detach(), generator)
+    norm = _mean_norm(scores, samples) if measure else penalty.new_full((), math.nan)
+    total = penalty + LOSSES[loss][0](*scores)
     optimizer.zero_grad()
-    loss.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     constraint.after_step(critic)
-    # A sample's gradient is divided by n, as its score is in the mean.
-    norms = [len(x) * gradient_norms(x.grad) for x in (real, fake) if x.grad is not None]
-    mean_norm = torch.cat(norms).mean() if norms else loss.new_full((), math.nan)
-    return [loss.detach(), estimate.detach(), penalty.detach(), mean_norm]
+    with torch.no_grad():
+        estimate = wasserstein_estimate(*scores)
+    return [total.detach(), estimate, penalty.detach(), norm]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def generator_step(
-    generator_net: nn.Module, critic: nn.Module, optimizer: Optimizer, latents: Tensor
+    generator_net: nn.Module,
+    critic: nn.Module,
+    optimizer: Optimizer,
+    latents: Tensor,
+    *,
+    loss: str = "wasserstein",
 ) -> Tensor:
     """Update the generator once, and return its loss from before, of shape () on its device.
 
@@ -353,13 +334,13 @@ def generator_step(
     >>> shift.bias.item()  # up the slope of the critic
     2.0
     """
-    loss: Tensor = -critic(generator_net(latents)).mean()
+    lost = LOSSES[loss][1](critic(generator_net(constant(latents))))
     optimizer.zero_grad()
     # The critic's own gradients are not asked for, and not computed.
     weights = [p for p in generator_net.parameters() if p.requires_grad]
-    loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
+    lost.backward(inputs=weights)  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.detach()
+    return lost.detach()
 
 
 class _History:
@@ -417,56 +398,71 @@ class _History:
         table.insert(0, "step", range(1, len(table) + 1))
         return table
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return all rows for a checkpoint, after a last look: no state after a NaN is kept."""
-        self.flush()
-        return {"rows": torch.tensor(self.rows, dtype=torch.float64)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the rows of a checkpoint."""
-        self.rows = state_dict["rows"].tolist()
+class _Draws(NamedTuple):
+    """What a training draws from one generator: real samples, and latents for fake ones."""
+
+    generator_net: nn.Module
+    sample_real: Sampler
+    latent_dim: int
+    batch_size: int
+    generator: torch.Generator
+
+    def real(self) -> Tensor:
+        """Draw real samples."""
+        return self.sample_real(self.batch_size, self.generator)
+
+    def latents(self) -> Tensor:
+        """Draw latents for the network, wherever it is."""
+        like = next(self.generator_net.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)  # the same draw in half precision
+        shape = (self.batch_size, self.latent_dim)
+        return torch.randn(shape, generator=self.generator, dtype=dtype).to(like)
+
+    @torch.no_grad()
+    def fake(self) -> Tensor:
+        """Generate samples for a step of the critic."""
+        samples: Tensor = self.generator_net(self.latents())
+        return samples
+
+    def try_out(self) -> None:
+        """Refuse samplers and generators that do not match, and leave the random numbers alone."""
+        for name in ("latent_dim", "batch_size"):
+            check_count(getattr(self, name), name)
+        spare = torch.Generator()
+        spare.set_state(self.generator.get_state())
+        trial = self._replace(generator=spare)
+        real = check_tensor(trial.real(), "a batch of sample_real", min_ndim=1)
+        if len(real) != self.batch_size:
+            raise ValueError(
+                f"sample_real must draw {self.batch_size} samples when asked, got {len(real)}"
+            )
+        try:
+            with evaluation_mode(self.generator_net):
+                fake = trial.fake()
+        except RuntimeError as error:
+            raise ValueError(
+                f"latent_dim={self.latent_dim} does not suit generator_net: {error}"
+            ) from error
+        if fake.shape[1:] != real.shape[1:]:
+            raise ValueError(
+                "generator_net must return samples of the shape of the real ones, "
+                f"{(*real.shape[1:],)}, got {(*fake.shape[1:],)}"
+            )
 
 
-def _latents(
-    generator_net: nn.Module, batch_size: int, latent_dim: int
-) -> Callable[[torch.Generator], Tensor]:
-    """Return what draws a batch of latents for this network, wherever it is."""
-    like = next(generator_net.parameters())
-    dtype = torch.promote_types(like.dtype, torch.float32)  # the same draw in half precision
-    shape = (batch_size, latent_dim)
-    return lambda source: torch.randn(shape, generator=source, dtype=dtype).to(like)
+def _mean_norm(scores: list[Tensor], samples: list[Tensor]) -> Tensor:
+    """Return the mean ‖∇f‖ over both kinds of samples."""
+    means = [score.mean() for score in scores]
+    gradients = torch.autograd.grad(means, samples, retain_graph=True)
+    # A sample's gradient is divided by n, as its score is in the mean.
+    norms: Tensor = torch.cat([len(x) * gradient_norms(x) for x in gradients])
+    return norms.mean()
 
 
-def _try_out(
-    generator_net: nn.Module,
-    draw_latents: Callable[[torch.Generator], Tensor],
-    sample_real: Sampler,
-    batch_size: int,
-    generator: torch.Generator,
-) -> None:
-    """Refuse samplers and generators that do not match, and leave the random numbers alone."""
-    spare = torch.Generator()
-    spare.set_state(generator.get_state())
-    real = check_tensor(sample_real(batch_size, spare), "a batch of sample_real", min_ndim=1)
-    if len(real) != batch_size:
-        raise ValueError(f"sample_real must draw {batch_size} samples when asked, got {len(real)}")
-    latents = draw_latents(spare)
-    try:
-        with torch.no_grad(), evaluation_mode(generator_net):
-            fake = generator_net(latents)
-    except RuntimeError as error:
-        raise ValueError(
-            f"latent_dim={latents.shape[1]} does not suit generator_net: {error}"
-        ) from error
-    if fake.shape[1:] != real.shape[1:]:
-        raise ValueError(
-            "generator_net must return samples of the shape of the real ones, "
-            f"{(*real.shape[1:],)}, got {(*fake.shape[1:],)}"
-        )
-
-
-def _described(optimizer: Optimizer) -> str:
-    return f"{type(optimizer).__name__} {optimizer.defaults}"
+def _check_loss(loss: str) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
 
 
 def _draw(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lipbook._checks import check_count, check_positive, check_tensor
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+NUMPY = (np.float64, np.float32, np.float16, np.int64, np.int8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,7 +84,7 @@ def test_a_bad_entry_is_named_with_its_place(shape, bad, dtype, data):
     assert f"got {bad} at index {place}" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [1, 0.5, 1e-300, np.float64(2.0)])
+@pytest.mark.parametrize("value", [1, 0.5, 1e-300, *(kind(2) for kind in NUMPY)])
 def test_positive_numbers_come_back_as_floats(value):
     checked = check_positive(value, "radius")
     assert isinstance(checked, float)
@@ -96,7 +97,7 @@ def test_numbers_not_above_zero_are_refused(value):
         check_positive(value, "radius")
 
 
-@pytest.mark.parametrize("value", ["1", True, None, 1j, torch.tensor(1.0)])
+@pytest.mark.parametrize("value", ["1", True, np.True_, None, 1j, torch.tensor(1.0)])
 def test_radius_must_be_a_real_number(value):
     with pytest.raises(
         TypeError, match=f"radius must be a real number, got {type(value).__name__}"
@@ -104,9 +105,13 @@ def test_radius_must_be_a_real_number(value):
         check_positive(value, "radius")
 
 
-@pytest.mark.parametrize(("value", "least"), [(1, 1), (7, 1), (0, 0), (-2, -2)])
-def test_counts_come_back(value, least):
-    assert check_count(value, "steps", least=least) == value
+@pytest.mark.parametrize(
+    ("value", "least"), [(1, 1), (7, 1), (0, 0), (-2, -2), (np.int64(3), 1), (np.uint8(3), 3)]
+)
+def test_counts_come_back_as_integers(value, least):
+    checked = check_count(value, "steps", least=least)
+    assert type(checked) is int
+    assert checked == value
 
 
 @pytest.mark.parametrize(("value", "least"), [(0, 1), (-3, 0), (1, 2)])
@@ -115,7 +120,7 @@ def test_counts_below_the_least_are_refused(value, least):
         check_count(value, "steps", least=least)
 
 
-@pytest.mark.parametrize("value", [1.0, "1", True, None])
+@pytest.mark.parametrize("value", [1.0, "1", True, None, np.float64(1.0), np.True_])
 def test_a_count_must_be_an_integer(value):
     with pytest.raises(TypeError, match=f"steps must be an integer, got {type(value).__name__}"):
         check_count(value, "steps")

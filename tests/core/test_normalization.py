@@ -248,8 +248,8 @@ def test_orthonormal_penalty_in_the_trainer_pulls_every_singular_value_to_1():
 
 def test_orthonormal_penalty_is_named_in_checkpoints():
     """By its repr, which therefore tells two strengths apart."""
-    assert repr(OrthonormalPenalty()) == "OrthonormalPenalty(weight=1.0)"
-    assert repr(OrthonormalPenalty(0.5)) == "OrthonormalPenalty(weight=0.5)"
+    assert repr(OrthonormalPenalty()) == "OrthonormalPenalty(strength=1.0)"
+    assert repr(OrthonormalPenalty(0.5)) == "OrthonormalPenalty(strength=0.5)"
     assert OrthonormalPenalty(0.5) == OrthonormalPenalty(0.5) != OrthonormalPenalty()
 
 
@@ -264,7 +264,7 @@ def test_orthonormal_penalty_is_named_in_checkpoints():
     ],
 )
 def test_orthonormal_penalty_refuses_weights_that_are_not_positive(weight, error):
-    with pytest.raises(error, match="weight must be a"):
+    with pytest.raises(error, match="strength must be a"):
         OrthonormalPenalty(weight)
 
 

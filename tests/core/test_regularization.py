@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lipbook.convolution import conv_spectral_norm
 from lipbook.lab.classification import accuracy, train_classifier
 from lipbook.lab.networks import digits_cnn, mlp
 from lipbook.matrix_norms import frobenius_norm, induced_norm
+from lipbook.normalization import spectral_normalize
 from lipbook.regularization import (
     SpectralPenalty,
     frobenius_penalty,
@@ -73,6 +75,42 @@ def test_a_shared_weight_counts_once():
 def test_a_model_without_weights_is_refused(term):
     with pytest.raises(ValueError, match="two axes or more, BatchNorm1d has none"):
         term(nn.BatchNorm1d(3))
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        partial(spectral_normalize, n_power_iterations=60),
+        partial(nn.utils.parametrizations.spectral_norm, n_power_iterations=60),
+    ],
+)
+def test_weights_count_as_their_layers_use_them(normalize):
+    model = nn.Sequential(normalize(dense(4, 3)), nn.ReLU(), dense(2, 4))
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    weights = penalized_weights(model)
+    assert list(weights) == ["0.weight", "2.weight"]
+    value, top = frobenius_penalty(model), converged(model)()
+    assert all(map(torch.equal, model.buffers(), buffers))  # to look moves no vector
+    used = model.eval()[0].weight, model[2].weight
+    torch.testing.assert_close(weights["0.weight"], used[0])
+    assert value.item() == pytest.approx(sum(frobenius_norm(w).item() ** 2 for w in used))
+    assert top.item() == pytest.approx(sum(induced_norm(w).item() ** 2 for w in used), rel=1e-6)
+    value.backward()
+    assert all(parameter.grad is not None for parameter in model[0].parametrizations.parameters())
+
+
+def test_a_normalized_convolution_counts_as_the_operator_that_it_is():
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3, padding=1).double())
+    exact = conv_spectral_norm(layer.weight, (6, 6), padding=1, rtol=1e-12)
+    found = converged(layer, input_shape=(2, 6, 6))()
+    torch.testing.assert_close(found, exact**2, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("term", [penalized_weights, frobenius_penalty, SpectralPenalty])
+def test_a_weight_that_a_hook_makes_is_refused(term):
+    with pytest.raises(ValueError, match=r"weight is made by a hook, SpectralNorm; .*permanent"):
+        term(nn.utils.spectral_norm(nn.Linear(3, 3)))
 
 
 # --- Frobenius
@@ -353,6 +391,33 @@ def test_it_works_without_grad_mode_and_keeps_the_inputs_gradient():
     fixed = x.detach()
     input_gradient_penalty(model, fixed, y)
     assert not fixed.requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_changes_no_value(mode):
+    model, x, y = mlp([3, 4, 2]).double(), gaussian(5, 3), torch.arange(5) % 2
+    outside = input_gradient_penalty(model, x, y).item()
+    spectral, twin = SpectralPenalty(model), SpectralPenalty(model)
+    values = [spectral().item() for _ in range(3)]
+    with mode():
+        assert input_gradient_penalty(model, x, y).item() == outside
+        inner, made = (x.clone(), y.clone()), SpectralPenalty(model)
+        assert input_gradient_penalty(model, *inner).item() == outside
+        assert [twin().item() for _ in range(3)] == values
+        assert made().item() == values[0]
+    assert input_gradient_penalty(model, *inner).item() == outside
+    made().backward()  # its vectors are ordinary tensors
+    assert made().item() == values[2]
+
+
+def test_vectors_outlive_a_weight_whose_square_overflows():
+    layer = nn.Linear(3, 3)
+    penalty = SpectralPenalty(layer)
+    weight = layer.weight.detach().clone()
+    layer.weight.data.fill_(1e25)
+    assert penalty().item() == math.inf
+    layer.weight.data = weight
+    assert penalty().isfinite()
 
 
 def test_another_criterion():

@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 from lipbook.lab.networks import mlp
 from lipbook.lipschitz import jacobian_norms, layer_product_bound
+from lipbook.normalization import spectral_normalize
 from lipbook.wgan import (
+    Constraint,
     FrobeniusClipping,
     FrobeniusExcess,
     GradientPenalty,
+    R1Penalty,
     Unconstrained,
     WeightClipping,
     clip_frobenius_,
@@ -26,7 +30,9 @@ from lipbook.wgan import (
     generator_loss,
     gradient_norms,
     gradient_penalty,
+    hinge_critic_loss,
     interpolate,
+    r1_penalty,
     wasserstein_estimate,
 )
 
@@ -79,6 +85,23 @@ def test_losses_differentiate_through_views():
     assert fake.grad.tolist() == [0.5, 0.5]
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 9), m=st.integers(1, 9))
+def test_hinge_loss_is_the_papers_formula(seed, n, m):
+    """Miyato et al. (2018): the critic maximizes E min(0, D(x) - 1) + E min(0, -1 - D(G(z)))."""
+    real, fake = 2 * normal(n, seed=seed), 2 * normal(m, 1, seed=seed + 1)
+    zero = torch.zeros(()).double()
+    value = torch.minimum(zero, real - 1).mean() + torch.minimum(zero, -1 - fake).mean()
+    assert hinge_critic_loss(real, fake).item() == pytest.approx(-value.item())
+
+
+def test_hinge_loss_leaves_scores_beyond_the_margin_alone():
+    real, fake = (torch.tensor(x, requires_grad=True) for x in ([2.0, 0.0], [-3.0, 0.0, 5.0, -1.5]))
+    hinge_critic_loss(real, fake).backward()
+    assert real.grad.tolist() == [0, -1 / 2]
+    assert fake.grad.tolist() == [0, 1 / 4, 1 / 4, 0]
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 9), m=st.integers(1, 9))
 def test_no_critic_of_constant_1_exceeds_the_distance(seed, n, m):
@@ -91,14 +114,16 @@ def test_no_critic_of_constant_1_exceeds_the_distance(seed, n, m):
     assert wasserstein_estimate(real + 3, real).item() == pytest.approx(3)
 
 
-@pytest.mark.parametrize("loss", [wasserstein_estimate, critic_loss])
+@pytest.mark.parametrize("loss", [wasserstein_estimate, critic_loss, hinge_critic_loss])
 def test_losses_name_the_scores_that_they_refuse(loss):
     with pytest.raises(TypeError, match="real_scores must have a real floating-point dtype"):
         loss(torch.tensor([1]), torch.ones(1))
-    with pytest.raises(ValueError, match="fake_scores must be finite, got nan"):
-        loss(torch.ones(2), torch.tensor([0.0, math.nan]))
+    with pytest.raises(ValueError, match="fake_scores must not be empty"):
+        loss(torch.ones(2), torch.ones(0))
     with pytest.raises(ValueError, match="fake_scores must not be empty"):
         generator_loss(torch.ones(0))
+    # To look at every score would wait for the device; the loss tells.
+    assert loss(torch.ones(2), torch.tensor([0.0, math.nan])).isnan()
 
 
 # --- interpolation ---
@@ -137,6 +162,38 @@ def test_interpolation_differentiates_in_both_and_takes_views():
     real, fake = normal(4, 3, seed=1).T, normal(6, 4, seed=2)[::2]
     pair = real.requires_grad_(), fake.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: interpolate(a, b, generator=rng()), pair)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2)])
+def test_a_given_epsilon_is_where_the_points_lie(shape):
+    real, fake = normal(4, *shape, seed=1), normal(4, *shape, seed=2)
+    epsilon = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    rows = epsilon.double().reshape(4, *[1] * len(shape))
+    expected = rows * real + (1 - rows) * fake
+    for given_ in (epsilon, rows):
+        torch.testing.assert_close(interpolate(real, fake, epsilon=given_), expected)
+    assert torch.equal(interpolate(real, fake, epsilon=1), real)
+    norms = gradient_norms(expected)
+    penalty = gradient_penalty(half_square, real, fake, epsilon=epsilon)
+    assert penalty.item() == pytest.approx((norms - 1).square().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "message"),
+    [
+        (torch.rand(3), r"one number a sample, shape \(4,\), got shape \(3,\)"),
+        (torch.rand(1, 4), r"one number a sample, .* got shape \(1, 4\)"),
+        (torch.tensor([0.0, 0.5, 1.5, 1.0]), r"epsilon must lie in \[0, 1\], got 0 to 1.5"),
+        (-0.5, r"epsilon must lie in \[0, 1\]"),
+        (math.nan, "epsilon must be finite"),
+    ],
+)
+def test_an_epsilon_that_is_none_is_refused(epsilon, message):
+    for call in (interpolate, lambda *x, **y: gradient_penalty(half_square, *x, **y)):
+        with pytest.raises(ValueError, match=message):
+            call(normal(4, 2), normal(4, 2), epsilon=epsilon)
+    with pytest.raises(ValueError, match="must not both be given"):
+        interpolate(normal(4, 2), normal(4, 2), epsilon=0.5, generator=rng())
 
 
 def test_interpolation_draws_from_the_global_generator_by_default():
@@ -288,9 +345,78 @@ def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
         gradient_penalty(critic, real, fake)
 
 
-@pytest.mark.parametrize("critic", [nn.Linear(2, 3), torch.sum, nn.Identity()])
+def patches():
+    torch.manual_seed(1)
+    layers = nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 2)
+    return nn.Sequential(*layers).double()
+
+
+def test_a_map_of_scores_counts_by_its_mean():
+    """As in the losses: the score of a sample is the mean of its map, and so is its gradient."""
+    critic, real, fake = patches(), normal(5, 3, 6, 6, seed=1), normal(5, 3, 6, 6, seed=2)
+    assert critic(real).shape == (5, 1, 3, 3)
+    norms = jacobian_norms(
+        lambda x: critic(x).mean((1, 2, 3)), interpolate(real, fake, epsilon=0.3)
+    )
+    penalty = gradient_penalty(critic, real, fake, epsilon=0.3)
+    assert penalty.item() == pytest.approx((norms - 1).square().mean().item())
+    summed = gradient_penalty(lambda x: critic(x).flatten(1).sum(1), real, fake, epsilon=0.3)
+    assert summed.item() == pytest.approx((9 * norms - 1).square().mean().item())
+    r1 = r1_penalty(critic, real)
+    norms = jacobian_norms(lambda x: critic(x).mean((1, 2, 3)), real)
+    assert r1.item() == pytest.approx(norms.square().mean().item() / 2)
+
+
+def test_r1_is_half_the_mean_squared_gradient_at_the_data():
+    """(9) of Mescheder et al. (2018), with γ = 1, and its derivative in the parameters."""
+    real = normal(6, 3, seed=1)
+    assert r1_penalty(half_square, real).item() == pytest.approx(real.square().sum(1).mean() / 2)
+    critic = net(3, 4, 1)
+    names = [name for name, _ in critic.named_parameters()]
+
+    def penalty(*parameters):
+        weights = dict(zip(names, parameters, strict=True))
+        return r1_penalty(lambda x: functional_call(critic, weights, (x,)), real)
+
+    assert torch.autograd.gradcheck(penalty, tuple(critic.parameters()))
+    found = R1Penalty(3.0).penalty(critic, real, None, None)
+    assert found.item() == pytest.approx(3 * r1_penalty(critic, real).item())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda critic, real, fake: gradient_penalty(critic, real, fake, generator=rng()),
+        lambda critic, real, _: r1_penalty(critic, real),
+        lambda critic, real, fake: GradientPenalty().penalty(critic, real, fake, rng()),
+        lambda critic, real, fake: R1Penalty().penalty(critic, real, fake, rng()),
+        lambda critic, *_: frobenius_excess_penalty(critic, 0.1),
+    ],
+)
+def test_the_callers_mode_changes_no_penalty(penalty, mode):
+    critic, samples = net(2, 4, 1), (normal(5, 2, seed=1), normal(5, 2, seed=2))
+    outside = penalty(critic, *samples).item()
+    with mode():
+        assert penalty(critic, *samples).item() == outside
+        assert penalty(critic, *(x.clone() for x in samples)).item() == outside
+        inner = [x.clone() for x in samples]
+    assert penalty(critic, *inner).item() == outside
+    for parameter in critic.parameters():
+        assert parameter.grad is None
+
+
+def test_a_critic_without_a_gradient_is_refused():
+    critic = torch.no_grad()(lambda x: x.sum(1))
+    with pytest.raises(ValueError, match="critic must be differentiable, its scores have no grad"):
+        gradient_penalty(critic, torch.ones(4, 2), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    "critic", [nn.Linear(2, 3), torch.sum, nn.Identity(), nn.Unflatten(1, (2, 1))]
+)
 def test_penalty_refuses_critics_without_one_score_a_sample(critic):
-    with pytest.raises(ValueError, match=r"one score a sample, shape \(4,\) or \(4, 1\), got"):
+    with pytest.raises(ValueError, match=r"score a sample, shape \(4,\) or \(4, 1\), or .* got"):
         gradient_penalty(critic, torch.ones(4, 2), torch.zeros(4, 2))
 
 
@@ -410,6 +536,74 @@ def test_limits_that_bound_nothing_are_refused(function, name, bad, error):
         function(nn.Linear(1, 1), bad)
 
 
+# --- weights that are made of others ---
+
+
+def weight_normalized(*sizes):
+    critic = net(*sizes)
+    for layer in critic[::2]:
+        nn.utils.parametrizations.weight_norm(layer)
+    return critic
+
+
+def test_clipping_bounds_the_weight_that_the_layer_uses():
+    critic = weight_normalized(2, 5, 1)
+    before = critic[0].weight.detach().clone()
+    assert clip_weights_(critic, 0.1) is critic
+    torch.testing.assert_close(critic[0].weight, before.clamp(-0.1, 0.1))
+    assert clip_frobenius_(critic, 0.05) is critic
+    for layer in critic[::2]:
+        assert layer.weight.norm().item() == pytest.approx(0.05)
+    assert layer_product_bound(critic, (2,)).value <= 0.05**2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("normalize", [spectral_normalize, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_undo_the_clipping_are_refused_and_kept(normalize):
+    critic = nn.Sequential(normalize(nn.Linear(4, 4)))
+    before = [tensor.clone() for tensor in critic.state_dict().values()]
+    for clip in (clip_weights_, clip_frobenius_):
+        with pytest.raises(ValueError, match=r"0\.weight cannot be set .*remove_parametrizations"):
+            clip(critic, 0.01)
+        clip(critic, 10.0)  # within bounds already
+    for constraint in (WeightClipping(0.01), FrobeniusClipping(0.01)):
+        with pytest.raises(ValueError, match="cannot be set"):
+            constraint.after_step(critic)
+    kept = list(critic.state_dict().items())
+    assert all(
+        torch.equal(old, new) or "bias" in name
+        for old, (name, new) in zip(before, kept, strict=True)
+    )
+
+
+def test_excess_counts_the_weight_that_the_layer_uses_and_moves_no_vector():
+    critic = nn.Sequential(spectral_normalize(nn.Linear(4, 4), n_power_iterations=50)).double()
+    vectors = [buffer.clone() for buffer in critic.buffers()]
+    penalty = frobenius_excess_penalty(critic, 0.5)
+    assert all(map(torch.equal, critic.buffers(), vectors))
+    weight = critic[0].weight
+    assert penalty.item() == pytest.approx((weight.norm().item() - 0.5) ** 2)
+    penalty.backward()
+    assert critic[0].parametrizations.weight.original.grad.any()
+
+
+@pytest.mark.parametrize(
+    "hook", [nn.utils.spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)]
+)
+def test_weights_that_a_hook_makes_are_refused(hook):
+    critic = nn.Sequential(hook(nn.Linear(4, 4)))
+    for function in (clip_weights_, clip_frobenius_, frobenius_excess_penalty):
+        with pytest.raises(ValueError, match=r"0\.weight is made by a hook, .*parametrizations"):
+            function(critic, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_whose_square_overflows_is_not_zero(dtype):
+    layer = nn.Linear(4, 4, dtype=dtype)
+    nn.init.constant_(layer.weight, torch.finfo(dtype).max / 16)
+    clip_frobenius_(layer, 2.0)
+    torch.testing.assert_close(layer.weight, torch.full_like(layer.weight, 0.5))
+
+
 # --- constraints as objects ---
 
 
@@ -431,6 +625,7 @@ def penalty_and_step(constraint, critic):
         (FrobeniusExcess(0.1), True, False),
         (GradientPenalty(), True, False),
         (GradientPenalty(one_sided=True, target=0.01), True, False),
+        (R1Penalty(), True, False),
     ],
 )
 def test_each_constraint_acts_in_its_own_place(constraint, penalizes, changes):
@@ -462,8 +657,9 @@ def test_constraints_are_their_functions_times_the_weight():
         lambda: WeightClipping(0.0),
         lambda: FrobeniusClipping(-1.0),
         lambda: FrobeniusExcess(limit=0.0),
-        lambda: FrobeniusExcess(weight=0.0),
-        lambda: GradientPenalty(weight=0.0),
+        lambda: FrobeniusExcess(strength=0.0),
+        lambda: GradientPenalty(strength=0.0),
+        lambda: R1Penalty(-1.0),
     ],
 )
 def test_constraints_that_constrain_nothing_are_refused(make):
@@ -471,9 +667,18 @@ def test_constraints_that_constrain_nothing_are_refused(make):
         make()
 
 
+def test_a_constraint_of_ones_own_overrides_what_it_needs():
+    class Nothing(Constraint):
+        pass
+
+    penalty, changed = penalty_and_step(Nothing(), net(2, 4, 1))
+    assert penalty.item() == 0
+    assert not changed
+
+
 def test_constraints_are_values():
-    assert GradientPenalty(5) == GradientPenalty(weight=5)
+    assert GradientPenalty(5) == GradientPenalty(strength=5)
     assert WeightClipping(0.1) != WeightClipping(0.2)
-    assert repr(FrobeniusExcess(2.0, 3.0)) == "FrobeniusExcess(limit=2.0, weight=3.0)"
+    assert repr(FrobeniusExcess(2.0, 3.0)) == "FrobeniusExcess(limit=2.0, strength=3.0)"
     with pytest.raises(AttributeError):
         WeightClipping(0.1).c = 0.2

@@ -11,14 +11,11 @@ from lipbook.lab.data import (
     LabelledData,
     digits,
     flip_labels,
-    gaussian_grid,
     gaussian_mixture,
     gaussian_ring,
-    grid_centres,
     moons,
     ring_centres,
     split,
-    swiss_roll,
 )
 
 
@@ -145,29 +142,14 @@ def test_moons_refuses_fewer_than_two_points():
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
-@given(n=st.integers(1, 40), radius=st.floats(0.1, 10), phase=st.floats(-2, 2))
-def test_ring_centres_are_equally_spaced_on_the_circle(n, radius, phase):
-    centres = ring_centres(n, radius=radius, phase=phase).double()
+@given(n=st.integers(1, 40), radius=st.floats(0.1, 10))
+def test_ring_centres_are_equally_spaced_on_the_circle(n, radius):
+    centres = ring_centres(n, radius=radius).double()
     tolerance = {"rtol": 1e-5, "atol": 1e-5 * radius}
     torch.testing.assert_close(centres.norm(dim=1), torch.full((n,), radius).double(), **tolerance)
     gaps = (centres - centres.roll(1, 0)).norm(dim=1)
     gap = torch.tensor(2 * radius * math.sin(math.pi / n)).double()
     torch.testing.assert_close(gaps, gap.expand(n), **tolerance)
-
-
-def test_half_a_step_puts_a_ring_between_the_modes_of_another():
-    ring, between = ring_centres(6), ring_centres(6, phase=0.5)
-    to_neighbours = torch.cdist(between, ring).sort(dim=1).values[:, :2]
-    torch.testing.assert_close(to_neighbours[:, 0], to_neighbours[:, 1])
-
-
-def test_grid_centres_are_a_centred_square_lattice():
-    centres = grid_centres(5, spacing=3.0)
-    assert centres.shape == (25, 2)
-    assert centres.dtype == torch.float32
-    assert centres.mean(dim=0).tolist() == [0, 0]
-    assert centres.unique().tolist() == [-6, -3, 0, 3, 6]
-    assert len(centres.unique(dim=0)) == 25
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -191,48 +173,18 @@ def test_a_mixture_draws_modes_evenly_and_points_about_them(seed):
     assert (offsets.std(dim=0) / std - 1).abs().max() < 5 / math.sqrt(2 * n)
 
 
-@pytest.mark.parametrize(
-    ("draw", "centres"), [(gaussian_ring, ring_centres()), (gaussian_grid, grid_centres())]
-)
-def test_ring_and_grid_are_mixtures_about_their_centres(draw, centres):
-    points, modes = draw(2000, std=0.01, generator=seeded(0))
-    assert torch.equal(torch.cdist(points, centres).argmin(dim=1), modes)
-    again = gaussian_mixture(2000, centres, std=0.01, generator=seeded(0))
+def test_a_ring_is_a_mixture_about_its_centres():
+    points, modes = gaussian_ring(2000, std=0.01, generator=seeded(0))
+    assert torch.equal(torch.cdist(points, ring_centres()).argmin(dim=1), modes)
+    again = gaussian_mixture(2000, ring_centres(), std=0.01, generator=seeded(0))
     assert torch.equal(points, again.inputs)
-    assert not torch.equal(points, draw(2000, std=0.01, generator=seeded(1)).inputs)
+    assert not torch.equal(points, gaussian_ring(2000, std=0.01, generator=seeded(1)).inputs)
 
 
 def test_the_ring_passes_its_shape_on():
-    points, modes = gaussian_ring(
-        500, n_modes=3, radius=7.0, phase=0.25, std=1e-3, generator=seeded(0)
-    )
-    centres = ring_centres(3, radius=7.0, phase=0.25)
+    points, modes = gaussian_ring(500, n_modes=3, radius=7.0, std=1e-3, generator=seeded(0))
+    centres = ring_centres(3, radius=7.0)
     assert (points - centres[modes]).norm(dim=1).max() < 0.01
-    points, modes = gaussian_grid(500, side=2, spacing=9.0, std=1e-3, generator=seeded(0))
-    assert (points - grid_centres(2, spacing=9.0)[modes]).norm(dim=1).max() < 0.01
-
-
-def test_the_swiss_roll_is_a_spiral_and_depends_on_the_generator_alone():
-    roll = swiss_roll(300, noise=0.0, generator=seeded(0))
-    assert (roll.shape, roll.dtype) == ((300, 2), torch.float32)
-    radius, angle = roll.norm(dim=1), torch.atan2(roll[:, 1], roll[:, 0])
-    # A spiral: its radius is its angle, but for whole turns, over 7.5.
-    turns = (7.5 * radius - angle) / (2 * math.pi)
-    torch.testing.assert_close(turns, turns.round(), atol=1e-5, rtol=0)
-    assert turns.round().unique().tolist() == [1, 2]
-    assert torch.equal(roll, swiss_roll(300, noise=0.0, generator=seeded(0)))
-    assert not torch.equal(roll, swiss_roll(300, noise=0.0, generator=seeded(1)))
-    generator = seeded(0)
-    swiss_roll(300, generator=generator)
-    assert not torch.equal(roll, swiss_roll(300, noise=0.0, generator=generator))
-
-
-def test_the_noise_of_the_swiss_roll():
-    n, noise = 4000, 0.25
-    clean, noisy = (swiss_roll(n, noise=level, generator=seeded(0)) for level in (0.0, noise))
-    assert ((noisy - clean).std() * 7.5 / noise - 1).abs() < 5 / math.sqrt(2 * 2 * n)
-    assert noisy.std(dim=0).min() > 0.8
-    assert noisy.std(dim=0).max() < 1.1
 
 
 @pytest.mark.parametrize(
@@ -241,11 +193,8 @@ def test_the_noise_of_the_swiss_roll():
         (lambda _: ring_centres(0), ValueError, "n_modes must be at least 1, got 0"),
         (lambda _: ring_centres(2.0), TypeError, "n_modes must be an integer"),
         (lambda _: ring_centres(radius=-1.0), ValueError, "radius must be a finite number above 0"),
-        (lambda _: grid_centres(0), ValueError, "side must be at least 1, got 0"),
-        (lambda _: grid_centres(spacing=0.0), ValueError, "spacing must be a finite number above"),
         (lambda g: gaussian_ring(0, generator=g), ValueError, "n must be at least 1, got 0"),
-        (lambda g: gaussian_ring(3, phase=math.nan, generator=g), ValueError, "must be finite"),
-        (lambda g: gaussian_grid(3, std=0.0, generator=g), ValueError, "std must be a finite"),
+        (lambda g: gaussian_ring(3, std=0.0, generator=g), ValueError, "std must be a finite"),
         (
             lambda g: gaussian_mixture(3, torch.ones(4), std=1.0, generator=g),
             ValueError,
@@ -256,8 +205,6 @@ def test_the_noise_of_the_swiss_roll():
             TypeError,
             "centres must have a real floating-point dtype",
         ),
-        (lambda g: swiss_roll(0, generator=g), ValueError, "n must be at least 1, got 0"),
-        (lambda g: swiss_roll(3, noise=-1.0, generator=g), ValueError, "'noise' .* Got -1.0"),
     ],
 )
 def test_toys_refuse(call, error, message):
