@@ -18,11 +18,11 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from lipbook.notebook import claims
+from lipbook.notebook.catalogue import FAILS, NOT_TESTED, VERDICTS, Claim, catalogue
 
-PENDING = "not yet checked"
 _ROLES = {
-    "supports": "For it",
-    "limits": "What confines it",
+    "decides": "What decides it",
+    "confines": "What confines it",
     "refutes": "Against it",
 }
 
@@ -37,19 +37,20 @@ def records_by_id(book: Path) -> dict[str, dict]:
     return found
 
 
-def card(claim: claims.Claim, record: dict) -> str:
+def card(claim: Claim, record: dict) -> str:
     """Return the HTML that stands in a chapter where a claim was checked."""
     groups = []
+    texts = {item["id"]: item["text"] for item in record["criteria"]}
     for role, heading in _ROLES.items():
-        items = [e["text"] for e in record["evidence"] if e["role"] == role]
+        items = [texts[c.id] for c in claim.criteria if c.role == role]
         if items:
             listed = "".join(f"<li>{html.escape(item)}</li>" for item in items)
             groups.append(f"<dt>{heading}</dt><dd><ul>{listed}</ul></dd>")
     return (
-        f'<section class="claim-card {claims.slug(claim.verdict)}" id="claim-{claim.id}"'
+        f'<section class="claim-card {record["verdict"].replace(" ", "-")}" id="claim-{claim.id}"'
         f' aria-label="Claim {claim.id}">'
         f'<p><span class="claim-id">{claim.id}</span> {html.escape(claim.says)}'
-        f' <strong class="claim-verdict">{claim.verdict}</strong></p>'
+        f' <strong class="claim-verdict">{record["verdict"]}</strong></p>'
         f"<dl>{''.join(groups)}</dl></section>"
     )
 
@@ -63,7 +64,7 @@ def _show_cards(app: Sphinx, page: str, source: list[str]) -> None:
         for output in cell.get("outputs", ()):
             record = output.get("metadata", {}).get(claims.RECORD_KEY)
             if record is not None:
-                claim = claims.catalogue()[record["id"]]
+                claim = catalogue()[record["id"]]
                 output["data"] = {"text/html": card(claim, record)}
     source[0] = json.dumps(notebook)
 
@@ -77,7 +78,7 @@ class ClaimsDirective(SphinxDirective):
         for path in (*self.book.glob("*.ipynb"), self.book / "claims.yml"):
             self.env.note_dependency(str(path))
         self.records = records_by_id(self.book)
-        self.claims = list(claims.catalogue().values())
+        self.claims = list(catalogue().values())
         parent = nodes.section()
         parent.document = self.state.document
         lines = self.markdown().splitlines()
@@ -88,11 +89,11 @@ class ClaimsDirective(SphinxDirective):
         """Return the text."""
         raise NotImplementedError
 
-    def verdict(self, claim: claims.Claim) -> str:
+    def verdict(self, claim: Claim) -> str:
         """Return the verdict of a claim as it was measured on this build."""
-        return self.records[claim.id]["verdict"] if claim.id in self.records else PENDING
+        return self.records[claim.id]["verdict"] if claim.id in self.records else NOT_TESTED
 
-    def where(self, claim: claims.Claim) -> str:
+    def where(self, claim: Claim) -> str:
         """Return a claim's id, linked to the cell that checks it."""
         record = self.records.get(claim.id)
         if record is None:
@@ -106,7 +107,7 @@ class Glance(ClaimsDirective):
     def markdown(self) -> str:
         """Return a small table."""
         count = Counter(map(self.verdict, self.claims))
-        rows = [f"| {v} | {count[v]} |" for v in (*claims.VERDICTS, PENDING) if count[v]]
+        rows = [f"| {v} | {count[v]} |" for v in VERDICTS if count[v]]
         return "| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows)
 
 
@@ -114,7 +115,7 @@ class Ledger(ClaimsDirective):
     """Every claim: what the article says, what came out, with which numbers."""
 
     def markdown(self) -> str:
-        """Return one table for each section of the article, and the list of what is pending."""
+        """Return one table for each section of the article."""
         blocks = []
         for section in dict.fromkeys(claim.section for claim in self.claims):
             rows = [("", "The article says", "Verdict", "Measured")]
@@ -122,28 +123,19 @@ class Ledger(ClaimsDirective):
             table = "\n".join(_list_row(row) for row in rows)
             options = ":header-rows: 1\n:widths: 8 34 14 44\n:class: ledger"
             blocks += [f"## {section}", f":::{{list-table}}\n{options}\n\n{table}\n:::"]
-        return "\n\n".join(blocks + self.pending())
+        return "\n\n".join(blocks)
 
-    def row(self, claim: claims.Claim) -> tuple[str, str, str, str]:
+    def row(self, claim: Claim) -> tuple[str, str, str, str]:
         """Return the cells of one claim."""
         equations = ", ".join(f"({n})" for n in claim.equations)
         says = f"{claim.says} {equations}".strip()
         record = self.records.get(claim.id)
         if record is None:
-            return claim.id, says, PENDING, f"{claim.chapter} is to check it."
-        numbers = "\n".join(f"- {_escaped(e['text'])}" for e in record["evidence"])
+            return claim.id, says, f"**{NOT_TESTED}**", claim.reason
+        numbers = "\n".join(f"- {_escaped(e['text'])}" for e in record["criteria"])
         made = f"Seed {record['seed']}, {record['device']}, scale {record['scale']}."
         measured = f"{claim.finding}\n\n{numbers}\n\n{made}"
         return self.where(claim), says, f"**{record['verdict']}**", measured
-
-    def pending(self) -> list[str]:
-        """Return the claims that no chapter checks yet, by the chapter that is to check them."""
-        waiting: dict[str, list[str]] = {}
-        for claim in self.claims:
-            if self.verdict(claim) == PENDING:
-                waiting.setdefault(claim.chapter, []).append(claim.id)
-        listed = "\n".join(f"- {chapter}: {', '.join(ids)}" for chapter, ids in waiting.items())
-        return ["## Not yet checked", listed] if waiting else []
 
 
 class Errata(ClaimsDirective):
@@ -151,14 +143,14 @@ class Errata(ClaimsDirective):
 
     def markdown(self) -> str:
         """Return one section a claim."""
-        failing = [c for c in self.claims if self.verdict(c) == claims.FAILS]
+        failing = [c for c in self.claims if self.verdict(c) == FAILS]
         if not failing:
             return "No claim that has been checked so far fails as printed."
         return "\n\n".join(self.entry(claim) for claim in failing)
 
-    def entry(self, claim: claims.Claim) -> str:
+    def entry(self, claim: Claim) -> str:
         """Return the section of one claim."""
-        evidence = "\n".join(f"- {_escaped(e['text'])}" for e in self.records[claim.id]["evidence"])
+        evidence = "\n".join(f"- {_escaped(e['text'])}" for e in self.records[claim.id]["criteria"])
         return "\n\n".join(
             [
                 f"## {claim.id}: {claim.section}",
@@ -173,7 +165,7 @@ class Errata(ClaimsDirective):
         )
 
 
-def drawn(book: Path, claim: claims.Claim) -> str:
+def drawn(book: Path, claim: Claim) -> str:
     """Return a figure that repeats one of the claim's chapter, and write its picture beside it."""
     notebook = json.loads((book / f"{claim.chapter}.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:

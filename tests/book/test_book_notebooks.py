@@ -476,13 +476,13 @@ def test_nbval_passes_what_was_never_run_and_faults_does_not(verdicts):
 
 
 def test_a_broken_claim_stops_the_chapter(tmp_path, monkeypatch):
-    check = 'claims.check("LC2a", supports=[claims.at_most("largest quotient", 1.1, 1.0)])'
-    cell = v4.new_code_cell(f"from lipbook.notebook import claims\n{check}", id="check-lc2a")
+    check = 'claims.check("PI1", eigenvalue=0.1, eigenvector=0, random_stretch=1)'
+    cell = v4.new_code_cell(f"from lipbook.notebook import claims\n{check}", id="check-pi1")
     path = tmp_path / "tiny.ipynb"
     write(normalize(v4.new_notebook(cells=[cell])), path)
     monkeypatch.setattr(execute, "source", lambda _: path)
     output, log = tmp_path / "executed" / "tiny.ipynb", tmp_path / "tiny.log"
-    message = r"\(check-lc2a\) failed: ClaimContradicted: LC2a: did not come out: largest quotient"
+    message = r"\(check-pi1\) failed: ClaimContradicted: PI1: claims.yml says 'holds'"
     with pytest.raises(WorkflowError, match=message):
         execute.execute("tiny", output, log, {})
     assert list(output.parent.iterdir()) == []
