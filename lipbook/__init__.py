@@ -31,7 +31,9 @@ from lipbook.normalization import (
     SpectralProjection,
     article_spectral_normalize,
     project_spectral_,
+    remove_spectral_normalization,
     spectral_normalize,
+    spectral_normalize_network,
 )
 from lipbook.power_iteration import (
     article_keras_spectral_norm,
@@ -110,9 +112,11 @@ __all__ = [
     "penalized_weights",
     "project_spectral_",
     "r1_penalty",
+    "remove_spectral_normalization",
     "spectral_norm",
     "spectral_norm_bounds",
     "spectral_normalize",
+    "spectral_normalize_network",
     "stable_rank",
     "wasserstein_estimate",
 ]

@@ -7,6 +7,8 @@ products with a vector than the MKL of torch's wheels.
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +20,16 @@ from scipy.linalg import blas, lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+Array = NDArray[Any]
+
+_CTYPES: dict[torch.dtype, tuple[Any, Any]] = {
+    torch.float32: (ctypes.c_float, np.float32),
+    torch.float64: (ctypes.c_double, np.float64),
+}
+_VECTOR_ROUTINES: dict[str, tuple[Any, Any]] = {
+    "f": (blas.sgemv, blas.snrm2),
+    "d": (blas.dgemv, blas.dnrm2),
+}
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -37,6 +49,56 @@ def as_array(x: Tensor) -> NDArray[Any]:
     Not by ``x.numpy()``, after which the storage can never be resized: FSDP would fail.
     """
     return np.from_dlpack(x.detach())
+
+
+def can_read(x: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether `memory` has the entries of `x` in their order, and they have that type."""
+    return (
+        x is not None and x.is_cpu and x.dtype is dtype and dtype in _CTYPES and x.is_contiguous()
+    )
+
+
+def memory(x: Tensor) -> Array:
+    """Return a flat array on the memory of `x`, which the caller has to keep alive meanwhile.
+
+    It takes a fifth of the time of `as_array`, and can be written to; `x` must be contiguous.
+    """
+    c_type, np_type = _CTYPES[x.dtype]
+    return np.frombuffer((c_type * x.numel()).from_address(x.data_ptr()), np_type)
+
+
+def power_steps(
+    weight: Array, u: Array, v: Array, steps: int, eps: float
+) -> tuple[float, Array, Array]:
+    """Return σ, u and v after some steps ``u ∝ Wv + eps u``, ``σv = Wᵀu + eps v``.
+
+    The matrix is given by rows, flat. NaN where there is no direction, as torch has it, and without
+    NumPy's warning.
+    """
+    gemv, nrm2 = _VECTOR_ROUTINES[weight.dtype.char]
+    matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
+    for _ in range(steps):
+        u = gemv(1.0, matrix, v, eps, u, trans=1)
+        _scale(u, nrm2(u))
+        v = gemv(1.0, matrix, u, eps, v)
+        sigma = nrm2(v)
+        _scale(v, sigma)
+    return sigma, u, v
+
+
+def fingerprint(weight: Tensor, probe: Tensor) -> bytes:
+    """Return the bytes of the product of a weight's rows with a vector."""
+    gemv, _ = _VECTOR_ROUTINES["f" if weight.dtype is torch.float32 else "d"]
+    vector = memory(probe)
+    product: Array = gemv(1.0, memory(weight).reshape(-1, len(vector)).T, vector, trans=1)
+    return product.tobytes()
+
+
+def _scale(x: Array, norm: float) -> None:
+    if 0 < norm < math.inf:
+        x /= norm
+    else:
+        x.fill(math.nan)
 
 
 def product(matrix: Tensor) -> Callable[[Tensor], Tensor]:

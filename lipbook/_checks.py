@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 
 def check_tensor(
@@ -66,6 +67,8 @@ def check_tensor(
         raise ValueError(f"{name} must have at least {min_ndim} axes, got shape {shape}")
     if tensor.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {shape}")
+    if tensor.is_meta or is_fake(tensor):
+        return tensor  # which has no values
     # A NaN or an infinity shows in the extremes: one pass, and no mask as large as the tensor.
     if finite and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
         bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())

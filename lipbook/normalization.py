@@ -7,8 +7,9 @@ listing does. `certificate.lipschitz_certificate` bounds what either makes of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor
+from lipbook._layers import evaluation_mode
 from lipbook._weights import used_matrices
 from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
@@ -59,12 +61,18 @@ def spectral_normalize(
     would only lengthen W is taken out of G. Differs from torch's where that one goes wrong:
 
     - A weight with an estimate of at most `eps`, zero say, is left as it is, where torch gives
-      NaN; its gradient passes unchanged, and the vectors are kept.
+      NaN; its gradient passes unchanged, and the vectors are kept. With ``eps=0`` that is NaN
+      again.
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the vectors of the last step, which may
-      be anything; here the steps are done, on copies.
+      be anything; here the steps are done, on copies, once for a weight and its vectors.
     - Assigning to the weight renews its vectors. If they are another weight's in evaluation mode,
-      because it was overwritten, that access finds its own. Vectors may be averaged.
-    - Half precision is normalized in float32, also under autocast.
+      because it was overwritten in whatever way, that access finds its own; but not in a graph
+      that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make of it, which
+      cannot depend on values. Vectors may be averaged.
+    - Half precision is normalized in float32, also under autocast. Norms whose square overflows
+      are norms.
+    - Of a complex weight, σ is real in the derivative, too.
+    - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
       running variance, where torch divides by ‖γ‖₂ (SP4). Other 1-D weights are one row.
 
@@ -77,7 +85,7 @@ def spectral_normalize(
     n_power_iterations : int, default 1
         For each access in training mode.
     eps : float, default 1e-12
-        Norms up to it count as 0.
+        Norms up to it count as 0; not negative.
     dim : int, optional
         Axis of the outputs, the rows of the matrix: by default 0, or 1 for ``nn.ConvTranspose*d``.
     norm : {"matrix", "operator"}, default "matrix"
@@ -115,14 +123,16 @@ def spectral_normalize(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module must have a parameter named {name!r}, {module} has none")
-    check_tensor(weight.detach(), name, min_ndim=1)
+    values = torch.view_as_real(weight) if weight.is_complex() else weight
+    check_tensor(values.detach(), name, min_ndim=1)
     if norm not in ("matrix", "operator"):
         raise ValueError(f"norm must be 'matrix' or 'operator', got {norm!r}")
-    options = Options(check_positive(coefficient, "coefficient"), at_most, eps)
-    check_positive(eps, "eps")
+    if eps != 0:
+        check_positive(eps, "eps")
     if not isinstance(at_most, bool):
         raise TypeError(f"at_most must be a bool, got {type(at_most).__name__}")
     check_count(n_power_iterations, "n_power_iterations")
+    options = Options(check_positive(coefficient, "coefficient"), at_most, eps)
     normalization: Normalization
     if isinstance(module, _BATCH_NORMS):
         normalization = BatchNormNormalization(module, weight, options)
@@ -136,7 +146,168 @@ def spectral_normalize(
     else:
         normalization = ConvNormalization(module, weight, input_size, n_power_iterations, options)
     parametrize.register_parametrization(module, name, normalization)
+    hook = partial(_read_legacy, name=name)
+    module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return module
+
+
+def _read_legacy(
+    module: nn.Module, state: dict[str, Any], prefix: str, *_: object, name: str
+) -> None:
+    """Rename what `torch.nn.utils.spectral_norm` has saved, in the state that is to be loaded."""
+    if not parametrize.is_parametrized(module, name) or f"{prefix}{name}_orig" not in state:
+        return
+    parametrization = module.parametrizations[name]  # type: ignore[index]
+    state.pop(f"{prefix}{name}", None)  # the quotient, which its first version saved, too
+    old = {key: state.pop(f"{prefix}{name}_{key}", None) for key in ("orig", "u", "v")}
+    state[f"{prefix}parametrizations.{name}.original"] = old["orig"]
+    for index, normalization in enumerate(parametrization):
+        if not isinstance(normalization, Normalization):
+            continue
+        for key, buffer in normalization.named_buffers():
+            found = old[key.removeprefix("_")]
+            if found is None or found.shape != buffer.shape:
+                found = buffer  # of another norm, or of the first version: evaluation finds its own
+            state[f"{prefix}parametrizations.{name}.{index}.{key}"] = found
+
+
+def spectral_normalize_network(
+    network: nn.Module,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    *,
+    input_shape: Sequence[int] | None = None,
+    batch_norms: bool = False,
+    skip: Collection[str] = (),
+    coefficient: float = 1.0,
+    at_most: bool = False,
+) -> nn.Module:
+    """Apply `spectral_normalize` to every layer of a network that multiplies by a weight.
+
+    These are the layers with a parameter ``weight`` of two axes or more: dense, convolutional,
+    transposed, bilinear, and embeddings. Biases are left alone, as are the scales of
+    normalization layers (but see `batch_norms`), recurrent and attention layers, which have no
+    ``weight`` of their own, and weights that are parametrized already.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    n_power_iterations, eps, coefficient, at_most
+        As in `spectral_normalize`.
+    input_shape : sequence of int, optional
+        Of one input of the network, without the batch. With it, convolutions are divided by the
+        norm of their map from images to images; else, and transposed ones always, by that of the
+        reshaped kernel.
+    batch_norms : bool, default False
+        Whether to divide the γ of BatchNorms by the layer's norm in evaluation mode.
+    skip : collection of str, optional
+        Names of modules, as in ``network.named_modules()``, to leave alone with all they contain.
+
+    Returns
+    -------
+    nn.Module
+        `network`; `remove_spectral_normalization` takes it off again.
+
+    Raises
+    ------
+    ValueError
+        If there is no weight to normalize, or no module of a name in `skip`; and as in
+        `spectral_normalize`.
+
+    Examples
+    --------
+    >>> critic = nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1))
+    >>> critic = spectral_normalize_network(critic, skip=["3"])
+    >>> [parametrize.is_parametrized(layer) for layer in critic]
+    [True, False, False, False]
+    >>> spectral_normalize_network(nn.ReLU())
+    Traceback (most recent call last):
+    ValueError: network must have a weight to normalize, ReLU() has none
+    """
+    modules = dict(network.named_modules())
+    for name in skip:
+        if name not in modules:
+            raise ValueError(f"skip must name modules of the network, it has no {name!r}")
+    skipped = {layer for name in skip for layer in modules[name].modules()}
+    layers = [
+        layer
+        for layer, weight in _constrained(network)
+        if isinstance(weight, nn.Parameter)
+        and layer not in skipped
+        and (batch_norms or not isinstance(layer, _BATCH_NORMS))
+    ]
+    if not layers:
+        raise ValueError(f"network must have a weight to normalize, {network} has none")
+    shapes = _input_shapes(network, input_shape) if input_shape is not None else {}
+    for layer in layers:
+        shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
+        spectral_normalize(
+            layer,
+            n_power_iterations=n_power_iterations,
+            eps=eps,
+            norm="matrix" if shape is None else "operator",
+            input_size=None if shape is None else shape[1:],
+            coefficient=coefficient,
+            at_most=at_most,
+        )
+    return network
+
+
+def remove_spectral_normalization(
+    network: nn.Module, *, leave_parametrized: bool = True
+) -> nn.Module:
+    """Take `spectral_normalize` off every weight of a module and of all that it contains.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    leave_parametrized : bool, default True
+        Whether each weight becomes the quotient that evaluation mode uses, so that the network in
+        evaluation mode stays the same function; otherwise the weight before the division.
+
+    Returns
+    -------
+    nn.Module
+        `network`.
+
+    Raises
+    ------
+    ValueError
+        If no weight is normalized, or one has another parametrization besides, which torch cannot
+        keep.
+
+    Examples
+    --------
+    >>> layer = spectral_normalize(nn.Linear(20, 40), n_power_iterations=50)
+    >>> remove_spectral_normalization(layer)
+    Linear(in_features=20, out_features=40, bias=True)
+    >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 3)
+    1.0
+    >>> remove_spectral_normalization(layer)
+    Traceback (most recent call last):
+    ValueError: network must have a normalized weight, Linear(in_features=20, ...) has none
+    """
+    found = [
+        (layer, name, list(parametrization))
+        for layer in network.modules()
+        if parametrize.is_parametrized(layer)
+        for name, parametrization in layer.parametrizations.items()  # type: ignore[union-attr, operator]
+        if any(isinstance(one, Normalization) for one in parametrization)
+    ]
+    if not found:
+        raise ValueError(f"network must have a normalized weight, {network} has none")
+    for layer, name, chain in found:
+        if len(chain) > 1:
+            raise ValueError(
+                f"{name} of {layer} must have no parametrization besides, it has {len(chain)}; "
+                "torch.nn.utils.parametrize.remove_parametrizations removes all of them"
+            )
+    with evaluation_mode(network):
+        for layer, name, _ in found:
+            parametrize.remove_parametrizations(layer, name, leave_parametrized=leave_parametrized)
+    return network
 
 
 def project_spectral_(
@@ -187,15 +358,38 @@ def project_spectral_(
     Traceback (most recent call last):
     ValueError: variant must be 'exact' or 'article', got 'keras'
     """
-    SpectralProjection(variant, n_iterations, coefficient=coefficient)  # checks them
+    _check_projection(variant, n_iterations, coefficient)
     shapes = _input_shapes(module, input_shape) if input_shape is not None else {}
-    for layer, weight in _constrained(module):
-        with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(module):  # where reading a weight changes nothing
+        for layer, weight in _constrained(module):
             if variant == "article":
-                weight.mul_(coefficient / _keras_norm(weight, n_iterations))
+                factor = coefficient / _keras_norm(weight, n_iterations)
             else:
                 norm = _exact_norm(layer, weight, shapes.get(layer))
-                weight.mul_(coefficient / torch.where(norm > 0, norm, coefficient))
+                factor = coefficient / torch.where(norm > 0, norm, coefficient)
+            if isinstance(weight, nn.Parameter):
+                weight.mul_(factor)
+            else:
+                _assign(layer, weight * factor)
+
+
+def _check_projection(variant: str, n_iterations: int, coefficient: float) -> None:
+    if variant not in ("exact", "article"):
+        raise ValueError(f"variant must be 'exact' or 'article', got {variant!r}")
+    check_count(n_iterations, "n_iterations")
+    check_positive(coefficient, "coefficient")
+
+
+def _assign(layer: nn.Module, value: Tensor) -> None:
+    """Make `value` the weight that a parametrized layer uses."""
+    advice = "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter again"
+    try:
+        layer.weight = value
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the weight of {layer} cannot be assigned: {error}; {advice}") from error
+    used = layer.weight
+    if not torch.allclose(used, value, rtol=0.1, atol=0.1 * value.abs().max().item()):
+        raise ValueError(f"the weight of {layer} does not become what is assigned to it; {advice}")
 
 
 def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.Module:
@@ -234,8 +428,10 @@ def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.M
     ValueError: n_iterations must be at least 1, got 0
     """
     check_count(n_iterations, "n_iterations")
-    for layer, _ in list(_constrained(module)):
-        parametrize.register_parametrization(layer, "weight", _ArticleNormalization(n_iterations))
+    for layer, weight in list(_constrained(module)):
+        if isinstance(weight, nn.Parameter):
+            division = _ArticleNormalization(n_iterations)
+            parametrize.register_parametrization(layer, "weight", division)
     return module
 
 
@@ -248,13 +444,15 @@ class _ArticleNormalization(nn.Module):
         return weight / _keras_norm(weight, self.n_iterations)
 
 
-def _constrained(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Yield each layer with a weight that the article's listing constrains, and the weight."""
-    for layer in module.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, nn.Parameter) and (
-            weight.ndim > 1 or isinstance(layer, _BATCH_NORMS)
-        ):
+def _constrained(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield each layer with a weight that the article's listing constrains, and the weight.
+
+    The weight is the one that the layer uses: a parameter, or what a parametrization returns.
+    """
+    for layer in list(module.modules()):
+        own = "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")
+        weight = layer.weight if own else None
+        if isinstance(weight, Tensor) and (weight.ndim > 1 or isinstance(layer, _BATCH_NORMS)):
             yield layer, weight
 
 
@@ -321,10 +519,7 @@ class SpectralProjection(Constraint):
     coefficient: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.variant not in ("exact", "article"):
-            raise ValueError(f"variant must be 'exact' or 'article', got {self.variant!r}")
-        check_count(self.n_iterations, "n_iterations")
-        check_positive(self.coefficient, "coefficient")
+        _check_projection(self.variant, self.n_iterations, self.coefficient)
 
     def after_step(self, critic: nn.Module) -> None:
         """Divide every weight by its norm."""

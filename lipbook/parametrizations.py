@@ -1,35 +1,30 @@
-"""Chapter 6: what `torch.nn.utils.parametrize` hangs on a weight that is to be normalized.
+"""Chapter 6: the parametrizations that divide a weight by its norm whenever it is read.
 
 A `Normalization` says by which norm; an autograd function does the division, and another one does
-it for matrices when torch has one thread. `normalization.spectral_normalize` chooses among them.
+it for matrices on a CPU. `normalization.spectral_normalize` chooses among them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.linalg import blas
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from lipbook._blas import in_one_thread
+from lipbook import _blas
 from lipbook._checks import check_count
 from lipbook.power_iteration import random_start
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _HALF = (torch.float16, torch.bfloat16)
-
-_BLAS: dict[str, tuple[Any, Any]] = {
-    "f": (blas.sgemv, blas.snrm2),
-    "d": (blas.dgemv, blas.dnrm2),
-}
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _WARM_UP = 15  # iterations at the start, torch's number
 _RECOVERY = 100  # iterations for vectors that belong to another weight
 _ALIGNED = 0.5  # cosine below which they do
@@ -56,18 +51,47 @@ class Options(NamedTuple):
 
     def factor_of(self, sigma: float) -> float:
         """Return the same for a norm that is a Python number."""
-        return 1.0 if sigma <= self.flat else self.coefficient / sigma  # NaN stays NaN
+        if sigma <= self.flat:
+            return 1.0
+        return self.coefficient / sigma if sigma else math.nan  # NaN stays NaN
+
+
+class Estimate(NamedTuple):
+    """A norm, and what its derivative is made of: ``σ = Re⟨left right, W⟩``, both held."""
+
+    sigma: Tensor  #: shape ()
+    left: Tensor  #: to be `Normalization.shaped`
+    right: Tensor  #: likewise
+
+
+Mark = tuple[Tensor | bytes, ...]
+
+
+class _Kept(NamedTuple):
+    """An estimate in evaluation mode, and by what to know what it was made of."""
+
+    kind: tuple[torch.dtype, torch.device]
+    mark: Mark
+    buffers: tuple[tuple[Tensor | None, int], ...]
+    estimate: Estimate
+    factor: Tensor
 
 
 class Normalization(nn.Module):
     """A parametrization that divides by a norm; the subclasses say which."""
 
+    _kept: _Kept | None = None
+
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
 
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the norm σ, shape (), and two factors of its derivative, to be `shaped`."""
+    def estimate(self, weight: Tensor) -> Estimate:
+        """Return the norm and its derivative; in training mode, improve the vectors."""
+        raise NotImplementedError
+
+    def mark(self, weight: Tensor) -> Mark:
+        """Return numbers that are the same only if the norm is, but for the vectors."""
         raise NotImplementedError
 
     def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,34 +101,122 @@ class Normalization(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the normalized weight, in float32 at least on the way."""
         device = weight.device.type
-        if torch.is_autocast_enabled(device):
+        if not weight.is_meta and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self.forward(weight)
         working = weight.float() if weight.dtype in _HALF else weight
         normalized: Tensor
-        if self.training:
-            normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
-        else:  # where torch.func may look at it, which knows no such function
+        if is_observed(working):
             with torch.no_grad():
-                sigma, left, right = self.estimate(working)
-            if torch.is_grad_enabled():
-                normalized = _divided(working, *self.shaped(left, right), self.options)
-            else:
-                normalized = working * self.options.factor(sigma)
+                _, left, right = self.estimate(working.detach())  # of tangents, too
+            normalized = _divided(working, *self.shaped(left, right), self.options)
+        elif self.training or (working.requires_grad and torch.is_grad_enabled()):
+            normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
+        else:
+            normalized = working * self.recall(working).factor
         return normalized if working is weight else normalized.to(weight.dtype)
+
+    def recall(self, weight: Tensor) -> _Kept:
+        """Return what was found for this weight in evaluation mode, or find it.
+
+        That it is the same weight is seen by its numbers: a version counter knows nothing of
+        ``weight.data.mul_(2)``, of what another process writes, or of what FSDP gathers.
+        """
+        kept, kind = self._kept, (weight.dtype, weight.device)
+        if kept and kept.kind == kind and self._same_buffers(kept.buffers):
+            mark = self.mark(weight)
+            if all(map(_equal, mark, kept.mark)):
+                return kept
+        with torch.inference_mode(False), torch.no_grad():  # it is kept for accesses of any mode
+            estimate = self.estimate(weight)
+            factor = self.options.factor(estimate.sigma)
+            mark = tuple(x if isinstance(x, bytes) else x.clone() for x in self.mark(weight))
+        buffers = tuple((x, _version(x)) for x in self._buffers.values())
+        kept = _Kept(kind, mark, buffers, estimate, factor)
+        self.__dict__["_kept"] = kept  # past Module's own, which takes longer
+        return kept
+
+    def _same_buffers(self, buffers: tuple[tuple[Tensor | None, int], ...]) -> bool:
+        now = self._buffers.values()
+        return all(x is y and _version(x) == n for x, (y, n) in zip(now, buffers, strict=True))
+
+    def extra_repr(self) -> str:
+        """Show the options that are not the default ones."""
+        shown = {
+            name: getattr(self, name)
+            for name in ("n_power_iterations", "dim", "input_size")
+            if hasattr(self, name)
+        }
+        if self.options.coefficient != 1:
+            shown["coefficient"] = self.options.coefficient
+        if self.options.at_most:
+            shown["at_most"] = True
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight lies as BLAS reads it; a subclass may have no memory."""
+    return type(weight) in (Tensor, nn.Parameter) and _blas.can_read(weight, weight.dtype)
+
+
+def is_observed(x: Tensor) -> bool:
+    """Whether somebody transforms, traces or compiles the access, so that it has to be a formula.
+
+    A formula has no control flow that depends on values, and remembers nothing by itself.
+    """
+    return (
+        torch.compiler.is_compiling()  # first: what follows cannot be traced
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or is_in_torch_dispatch_mode()  # tracers, counters, fake tensors
+        or x.is_meta
+        or (forward_ad._current_level >= 0 and _tangent(x) is not None)
+    )
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(x).tangent  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _equal(x: Tensor | bytes, y: Tensor | bytes) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return torch.equal(x, y)
+    return isinstance(x, bytes) and x == y
+
+
+def _version(x: Tensor | None) -> int:
+    return 0 if x is None or x.is_inference() else x._version
+
+
+def _real(x: Tensor) -> torch.dtype:
+    return x.dtype.to_real() if x.dtype.is_complex else x.dtype
 
 
 def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> Tensor:
-    """Return ``c W/σ`` with ``σ = ⟨left right, W⟩``, to be differentiated as often as one likes."""
-    return weight * options.factor((weight * left * right).sum())
+    """Return ``c W/σ`` with ``σ = Re⟨left right, W⟩``, to be differentiated at will."""
+    return weight * options.factor(_sum_of(weight * left.conj() * right.conj()))
 
 
-def _differentiable(
+def _sum_of(x: Tensor) -> Tensor:
+    total = x.sum()
+    return total.real if x.is_complex() else total
+
+
+def _gradient(
     grad: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor], options: Options
 ) -> Tensor:
-    """Return the gradient of the weight, to be differentiated again."""
-    normalized = _divided(weight, *factors, options)
-    return torch.autograd.grad(normalized, weight, grad, create_graph=True)[0]
+    """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
+    left, right = factors
+    sigma = _sum_of(weight * left.conj() * right.conj())
+    overlap = _sum_of(grad * weight.conj()) / torch.threshold(sigma, options.flat, torch.inf)
+    return (grad - overlap * left * right) * options.factor(sigma)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``Re⟨x, y⟩``, shape (), once and for all."""
+    if x.is_complex() or (x.is_cpu and torch.get_num_threads() > 1):
+        return _sum_of(x * y.conj())  # MKL's threads in a dot product wait for a busy core
+    return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 class _Normalize(torch.autograd.Function):
@@ -112,9 +224,14 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, norm: Normalization) -> Tensor:
-        sigma, left, right = norm.estimate(weight)
-        factor = norm.options.factor(sigma)
+        if norm.training:
+            sigma, left, right = norm.estimate(weight)
+            factor = norm.options.factor(sigma)
+        else:
+            kept = norm.recall(weight)
+            (sigma, left, right), factor = kept.estimate, kept.factor
         ctx.norm = norm
+        # All of it as saved tensors: a checkpoint replaces those by what it computes anew.
         ctx.save_for_backward(weight, sigma, left, right, factor)
         return weight * factor
 
@@ -123,44 +240,45 @@ class _Normalize(torch.autograd.Function):
         weight, sigma, left, right, factor = ctx.saved_tensors
         left, right = ctx.norm.shaped(left, right)  # not in forward, which may have no backward
         options = ctx.norm.options
-        if torch.is_grad_enabled():  # to differentiate twice
-            return _differentiable(grad, weight, (left, right), options), None
+        grad = _strided(grad)
+        if torch.is_grad_enabled() or is_observed(grad):
+            return _gradient(grad, weight, (left, right), options), None
         # G - ⟨G, W⟩/σ · u vᵀ in one pass, with no matrix besides the result.
-        overlap = torch.dot(grad.reshape(-1), weight.reshape(-1))
-        overlap.div_(torch.threshold(sigma, options.flat, torch.inf))
+        overlap = _dot(grad, weight).div_(torch.threshold(sigma, options.flat, torch.inf))
         return torch.addcmul(grad, left * overlap, right, value=-1).mul_(factor), None
 
 
 class _NormalizeMatrix(torch.autograd.Function):
-    """The same for a matrix, where torch has one thread: in BLAS, and with one pass less.
-
-    An operation of torch takes some microseconds besides its work, which is as long as a product
-    with a matrix of a hundred rows. And numbers that are Python's let one operation do more.
-    """
+    """The same for a matrix on a CPU: σ is Python's number, and one operation does more."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, norm: MatrixNormalization) -> Tensor:
-        array = weight.detach().numpy()
-        sigma, u, v = norm.estimate_by_blas(array)
-        factor = norm.options.factor_of(sigma)
+        normalized, *ctx.rest = norm.by_numbers(weight)
         ctx.norm = norm
-        # All of it as saved tensors: a checkpoint replaces those by what it computes anew.
-        saved = u, v, np.array([sigma, factor])
-        ctx.save_for_backward(weight, *map(torch.from_numpy, saved))
-        return torch.from_numpy(array * factor)
+        # Only this as a saved tensor, which takes longer: what belongs together stays together,
+        # also if a checkpoint comes by here again.
+        ctx.save_for_backward(weight)
+        return normalized
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight, u, v, numbers = ctx.saved_tensors
-        options, (sigma, factor) = ctx.norm.options, numbers.tolist()
-        if torch.is_grad_enabled():
-            return _differentiable(grad, weight, ctx.norm.shaped(u, v), options), None
+        (weight,) = ctx.saved_tensors
+        sigma, factor, u, v = ctx.rest
+        options = ctx.norm.options
+        grad = _strided(grad)
+        if torch.is_grad_enabled() or is_observed(grad):
+            return _gradient(grad, weight, ctx.norm.shaped(u, v), options), None
         if sigma <= options.flat:
             return grad * factor, None
-        overlap = torch.dot(grad.reshape(-1), weight.reshape(-1))
-        rows = grad.reshape(len(u), len(v))
-        gradient = torch.addr(rows, u * overlap, v, beta=factor, alpha=-factor / sigma)
-        return gradient.view_as(grad), None
+        left = u * _dot(grad, weight)  # tensors: these may be many gradients at once
+        rows = grad if grad.ndim == 2 else grad.reshape(len(u), len(v))
+        gradient = torch.addr(rows, left, v, beta=factor, alpha=-factor / sigma)
+        return gradient if grad.ndim == 2 else gradient.view_as(grad), None
+
+
+def _strided(grad: Tensor) -> Tensor:
+    """Return a gradient as dense as the weight: an Embedding's may be sparse."""
+    return grad if grad.layout == torch.strided else grad.to_dense()
 
 
 class _PowerIterated(Normalization):
@@ -168,12 +286,14 @@ class _PowerIterated(Normalization):
 
     _u: Tensor
     _v: Tensor
+    _probe: Tensor | None = None
 
     def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: Options) -> None:
         super().__init__(options)
         self.n_power_iterations = n_power_iterations
-        self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
-        self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
+        with torch.inference_mode(False):
+            self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
+            self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return what the products are to be taken with."""
@@ -184,47 +304,61 @@ class _PowerIterated(Normalization):
         raise NotImplementedError
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᵀ u + eps v``, a new tensor."""
+        """Return ``Wᴴ u + eps v``, a new tensor."""
         raise NotImplementedError
 
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return two factors of the gradient of ``⟨u, W v⟩``."""
-        return u, v
+        """Return two factors of the gradient of ``Re⟨u, W v⟩``."""
+        return u, v.conj()
 
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mark(self, weight: Tensor) -> Mark:
+        """Return a product of the weight that would be another with any other weight."""
+        probe = self._probe
+        if probe is None or probe.dtype != weight.dtype or probe.device != weight.device:
+            with torch.inference_mode(False):
+                probe = random_start(weight[0].numel(), like=weight)
+            self.__dict__["_probe"] = probe
+        if _blas.in_one_thread(weight) and _is_plain(weight):
+            return (_blas.fingerprint(weight, probe),)
+        return (weight.flatten(1).mv(probe),)
+
+    def estimate(self, weight: Tensor) -> Estimate:
+        """Return the estimate after the steps; its vectors are those of the last one."""
         old_u, old_v = start = self._u, self._v
         if old_u.dtype != weight.dtype:
             start = old_u.to(weight.dtype), old_v.to(weight.dtype)
         sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
         if self.training:
             # In place, for the replicas of DataParallel; autograd saves u and v themselves.
-            old_u.copy_(u)
-            old_v.copy_(v)
-        elif not torch.compiler.is_compiling() and _strayed(start, (u, v)):
+            _store(old_u, u)
+            _store(old_v, v)
+        elif not is_observed(weight) and _strayed(start, (u, v)):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
-        return sigma, *self.derivative(weight, u, v)
+        return Estimate(sigma, *self.derivative(weight, u, v))
 
-    @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Find the vectors of a weight that is assigned, and leave it as it is."""
         working = weight.float() if weight.dtype in _HALF else weight
-        u, v = self._u.to(working.dtype), self._v.to(working.dtype)
-        sigma, u, v = self._iterate(working, u, v, _WARM_UP)
-        if not sigma > 2 * self.options.eps:  # zero, or vectors that are no use, or were NaN
-            _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
-        self._u.copy_(u)
-        self._v.copy_(v)
+        with torch.inference_mode(False), torch.no_grad():  # which the former would enable
+            u, v = self._u.to(working.dtype), self._v.to(working.dtype)
+            sigma, u, v = self._iterate(working, u, v, _WARM_UP)
+            # Zero, or vectors that are no use, or were NaN; unless nobody can know.
+            if not is_observed(working) and not sigma > 2 * self.options.eps:
+                _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
+            _store(self._u, u)
+            _store(self._v, v)
         return weight
 
     def _iterate(
         self, weight: Tensor, u: Tensor, v: Tensor, steps: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         matrix = self.matrix(weight)
+        length = _length_of(weight)
         for _ in range(steps):
             u = self.product(matrix, v, u)
-            u.div_(torch.linalg.vector_norm(u))
+            u.div_(length(u))
             v = self.adjoint(matrix, u, v)
-            sigma = torch.linalg.vector_norm(v)  # ⟨u, Wv⟩ for the new v: no third product
+            sigma = length(v)  # ⟨u, Wv⟩ for the new v: no third product
             v.div_(sigma)
         return sigma, u, v
 
@@ -234,7 +368,8 @@ class MatrixNormalization(_PowerIterated):
 
     def __init__(self, weight: Tensor, dim: int, n_power_iterations: int, options: Options) -> None:
         rows = weight.shape[dim]
-        u, v = weight.new_empty(rows), weight.new_empty(weight.numel() // rows)
+        with torch.inference_mode(False):
+            u, v = weight.new_empty(rows), weight.new_empty(weight.numel() // rows)
         super().__init__(u, v, n_power_iterations, options)
         self.dim = dim % weight.ndim
         self.left_shape = [rows if axis == self.dim else 1 for axis in range(weight.ndim)]
@@ -243,40 +378,51 @@ class MatrixNormalization(_PowerIterated):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the normalized weight."""
-        if self.training and self.suits_blas(weight):
+        differentiated = torch.is_grad_enabled() and weight.requires_grad
+        if (self.training or differentiated) and self.suits_numbers(weight):
             normalized: Tensor = _NormalizeMatrix.apply(weight, self)  # type: ignore[no-untyped-call]
             return normalized
         return super().forward(weight)
 
-    def suits_blas(self, weight: Tensor) -> bool:
+    def suits_numbers(self, weight: Tensor) -> bool:
         """Whether the weight lies as BLAS reads it, and nobody wants to see operations of torch."""
-        return (
-            not torch.compiler.is_compiling()  # first: the next one cannot be traced
-            and in_one_thread(weight)
-            and not is_in_torch_dispatch_mode()  # tracers, counters, fake tensors
-            and type(weight) in (Tensor, nn.Parameter)  # no subclass: it may have no memory
-            and weight.dtype in (torch.float32, torch.float64)
-            and weight.dtype == self._buffers["_u"].dtype  # type: ignore[union-attr]
-            and self.dim == 0
-            and weight.is_contiguous()
+        return not is_observed(weight) and self.dim == 0 and _is_plain(weight)
+
+    def by_numbers(self, weight: Tensor) -> tuple[Tensor, float, float, Tensor, Tensor]:
+        """Return the normalized weight, σ, the factor, u and v."""
+        if not self.training:
+            kept = self.recall(weight)
+            (sigma, u, v), factor = kept.estimate, kept.factor
+        elif self.suits_blas(weight):
+            return self.by_blas(weight)
+        else:
+            sigma, u, v = self.estimate(weight)
+            factor = self.options.factor(sigma)
+        return weight * factor, sigma.item(), factor.item(), u, v
+
+    def suits_blas(self, weight: Tensor) -> bool:
+        """Whether torch has one thread, and the vectors lie as BLAS reads them."""
+        buffers = self._buffers  # a module's attributes take a microsecond each
+        return _blas.in_one_thread(weight) and all(
+            _blas.can_read(buffers[name], weight.dtype) for name in ("_u", "_v")
         )
 
-    def estimate_by_blas(self, weight: NDArray[Any]) -> tuple[float, NDArray[Any], NDArray[Any]]:
-        """Do what `estimate` does in training mode."""
-        buffers = self._buffers  # a module's attributes take a microsecond each
-        u, v = old_u, old_v = buffers["_u"].numpy(), buffers["_v"].numpy()  # type: ignore[union-attr]
-        gemv, nrm2 = _BLAS[u.dtype.char]
-        matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
-        eps = self.options.eps
-        for _ in range(self.n_power_iterations):
-            u = gemv(1.0, matrix, v, eps, u, trans=1)
-            _scale(u, nrm2(u))
-            v = gemv(1.0, matrix, u, eps, v)
-            sigma = nrm2(v)
-            _scale(v, sigma)
+    def by_blas(self, weight: Tensor) -> tuple[Tensor, float, float, Tensor, Tensor]:
+        """Do the same in training mode without torch.
+
+        An operation of torch takes some microseconds besides its work, which is as long as a
+        product with a matrix of a hundred rows.
+        """
+        array, buffers = _blas.memory(weight), self._buffers
+        old_u, old_v = (_blas.memory(cast(Tensor, buffers[name])) for name in ("_u", "_v"))
+        steps, eps = self.n_power_iterations, self.options.eps
+        sigma, u, v = _blas.power_steps(array, old_u, old_v, steps, eps)
         old_u[:] = u
         old_v[:] = v
-        return sigma, u, v
+        self.__dict__["_kept"] = None  # the counter of the vectors' versions knows nothing of it
+        factor = self.options.factor_of(sigma)
+        normalized = torch.from_numpy((array * factor).reshape(weight.shape))
+        return normalized, sigma, factor, torch.from_numpy(u), torch.from_numpy(v)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with one row an output."""
@@ -289,8 +435,8 @@ class MatrixNormalization(_PowerIterated):
         return torch.addmv(u, matrix, v, beta=self.options.eps)
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᵀ u + eps v``."""
-        return torch.addmv(v, matrix.t(), u, beta=self.options.eps)
+        """Return ``Wᴴ u + eps v``."""
+        return torch.addmv(v, matrix.mH, u, beta=self.options.eps)
 
     def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return a column and a row, in the shape of the weight."""
@@ -321,14 +467,16 @@ class ConvNormalization(_PowerIterated):
             raise ValueError(f"input_size must be one integer or {axes}, got {input_size}")
         for side in size:
             check_count(side, "input_size")
-        v = weight.new_empty(1, module.in_channels, *size)
         convolve = partial(module._conv_forward, bias=None)
         try:
-            u = torch.empty_like(convolve(torch.zeros_like(v), weight.detach()))
+            with torch.inference_mode(False):
+                v = weight.new_empty(1, module.in_channels, *size)
+                u = torch.empty_like(convolve(torch.zeros_like(v), weight.detach()))
         except RuntimeError as error:
             raise ValueError(f"input_size {input_size} does not suit {module}: {error}") from error
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
+        self.input_size = size
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
         """Convolve v, and add ``eps u``."""
@@ -336,7 +484,7 @@ class ConvNormalization(_PowerIterated):
 
     @torch.enable_grad()
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Apply the transposed convolution to u, and add ``eps v``."""
+        """Apply the adjoint convolution to u, and add ``eps v``."""
         image = torch.zeros_like(v).requires_grad_()
         (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
         return torch.add(back, v, alpha=self.options.eps)
@@ -352,10 +500,14 @@ class ConvNormalization(_PowerIterated):
 class VectorNormalization(Normalization):
     """The norm of a 1-D weight that is the one row of a matrix, as torch has it."""
 
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mark(self, weight: Tensor) -> Mark:
+        """Return the weight."""
+        return (weight,)
+
+    def estimate(self, weight: Tensor) -> Estimate:
         """Return the length, and 1 and the direction."""
-        sigma = torch.linalg.vector_norm(weight).clamp(min=self.options.eps)
-        return sigma, sigma.new_ones(()), weight / sigma
+        sigma = _length_of(weight)(weight).clamp(min=self.options.eps)
+        return Estimate(sigma, sigma.new_ones(()), weight / sigma)
 
 
 class BatchNormNormalization(Normalization):
@@ -364,14 +516,18 @@ class BatchNormNormalization(Normalization):
     def __init__(self, module: nn.Module, weight: Tensor, options: Options) -> None:
         super().__init__(options)
         inverse_std(module, weight)
-        self.owner = (module,)  # in a tuple, lest it become a child of its own child
+        self.owner = (module,)  # in a tuple: a module would become a child of its own child
 
-    def estimate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mark(self, weight: Tensor) -> Mark:
+        """Return γ and the running variance."""
+        return weight, cast(Tensor, self.owner[0].running_var)
+
+    def estimate(self, weight: Tensor) -> Estimate:
         """Return the largest ``|γ/std|``, and 1 and its gradient."""
         scale = inverse_std(self.owner[0], weight)
         sigma, top = (weight * scale).abs().max(0)
         at_top = F.one_hot(top, len(weight)) * scale * weight.sign()
-        return sigma.clamp(min=self.options.eps), sigma.new_ones(()), at_top
+        return Estimate(sigma.clamp(min=self.options.eps), sigma.new_ones(()), at_top)
 
 
 def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
@@ -382,18 +538,45 @@ def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
     return torch.rsqrt(variance.to(like.dtype) + cast(float, eps))
 
 
-def _scale(x: NDArray[Any], norm: float) -> None:
-    """Divide by the norm; NaN without a direction, as in torch, and without NumPy's warning."""
-    if 0 < norm < math.inf:
-        x /= norm
+def _length_of(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function ``x -> ‖x‖₂`` for vectors that the products with a weight give.
+
+    Squares of float32 overflow from 1.8e19 on. Then they are taken in float64; at once where
+    looking at the result is not allowed, or would wait for the device.
+    """
+    plain: Callable[..., Tensor] = torch.linalg.vector_norm
+    double = _DOUBLE.get(weight.dtype) if weight.device.type != "mps" else None
+    if double is None:
+        return plain
+    if not weight.is_cpu or is_observed(weight):
+        return partial(plain, dtype=double)
+
+    def length(x: Tensor) -> Tensor:
+        found = plain(x)
+        return plain(x, dtype=double) if found.item() == math.inf else found
+
+    return length
+
+
+def _store(buffer: Tensor, value: Tensor) -> None:
+    """Overwrite a buffer in place.
+
+    ``torch.func.grad`` lets no tensor from outside be an operation's first argument then, though
+    it may be ``out``, and ``vmap`` has it the other way round.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        try:
+            torch.add(value, 0, out=buffer)
+        except RuntimeError:
+            buffer.copy_(value)
     else:
-        x.fill(math.nan)
+        buffer.copy_(value)
 
 
 def _strayed(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> bool:
     """Whether one of the old vectors, of any length, is more than 60° off the new unit vector."""
     cosines = (
-        (there * here).sum() / torch.linalg.vector_norm(there)
+        _sum_of(there.conj() * here) / torch.linalg.vector_norm(there)
         for there, here in zip(old, new, strict=True)
     )
     return not all(bool(cosine >= _ALIGNED) for cosine in cosines)  # NaN has strayed too

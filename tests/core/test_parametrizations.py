@@ -208,7 +208,7 @@ def test_backward_through_two_forward_passes():
 
 
 @pytest.mark.parametrize(
-    ("layer", "in_blas"),
+    ("layer", "by_numbers"),
     [
         (nn.Linear(4, 3), True),
         (nn.Conv2d(2, 3, 3).double(), True),
@@ -216,10 +216,9 @@ def test_backward_through_two_forward_passes():
         (nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last), False),
     ],
 )
-def test_blas_is_given_what_lies_as_it_reads(layer, in_blas, threads):
+def test_what_lies_as_blas_reads_it_takes_the_short_way(layer, by_numbers):
     layer = spectral_normalize(copy.deepcopy(layer))
-    name = layer.weight.grad_fn.name()
-    assert name == f"_Normalize{'Matrix' if in_blas and threads == 1 else ''}Backward"
+    assert layer.weight.grad_fn.name() == f"_Normalize{'Matrix' * by_numbers}Backward"
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -1,0 +1,355 @@
+"""Where torch's `spectral_norm` works, `spectral_normalize` does, and gives the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrizations, parametrize, skip_init
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from weights import gaussian, original
+
+from lipbook.normalization import spectral_normalize
+
+Normalize = Callable[..., nn.Module]
+NAME = "parametrizations.weight.original"
+
+torchs = parametrizations.spectral_norm
+single = partial(gaussian, dtype=torch.float32)
+
+
+def settled(normalize: Normalize, layer: nn.Module, training: bool, **options) -> nn.Module:
+    """The layer with a weight of its own, whose vectors have settled, so that both agree."""
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(gaussian(*parameter.shape))
+    layer = normalize(layer, **options)
+    for _ in range(300):
+        _ = layer.weight
+    return layer.train(training)
+
+
+def dense(normalize: Normalize, training: bool) -> nn.Module:
+    return settled(normalize, nn.Linear(4, 3, dtype=torch.float64), training)
+
+
+def call(layer: nn.Module, state, x: torch.Tensor) -> torch.Tensor:
+    return functional_call(layer, state, (x,)).sin().sum()
+
+
+def transformed(transform) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+        return transform(partial(call, layer), dict(layer.named_parameters()), x)
+
+    return case
+
+
+def stacked(transform) -> Callable[[Normalize, bool], object]:
+    """Three networks at once: weights and vectors have a first axis that `vmap` goes along."""
+
+    def case(normalize, training):
+        layer = dense(normalize, training)
+        layers = [copy.deepcopy(layer) for _ in range(3)]
+        for k, one in enumerate(layers):
+            original(one).data.mul_(k + 1)
+        function = transform(lambda state, buffers, x: call(layer, (state, buffers), x))
+        return vmap(function, (0, 0, None))(*stack_module_state(layers), gaussian(5, 4, seed=1))
+
+    return case
+
+
+def dual(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    with forward_ad.dual_level():
+        moving = forward_ad.make_dual(x, gaussian(5, 4, seed=2))
+        return tuple(forward_ad.unpack_dual(layer(moving)))
+
+
+def dual_weight(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    with forward_ad.dual_level():
+        moving = forward_ad.make_dual(original(layer).detach(), gaussian(3, 4, seed=2))
+        return tuple(forward_ad.unpack_dual(functional_call(layer, {NAME: moving}, (x,))))
+
+
+def made_fx(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    function = partial(call, layer)
+    graph = make_fx(function)({NAME: original(layer).detach()}, x)
+    return graph({NAME: 2 * original(layer).detach()}, 3 * x)
+
+
+def traced(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    graph = torch.jit.trace(layer, x)
+    with torch.no_grad():
+        original(layer).mul_(2)
+    return graph(3 * x)
+
+
+def exported(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    return torch.export.export(layer, (x,)).module()(3 * x)
+
+
+def compiled(backend: str) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        torch.compiler.reset()
+        layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+        function = torch.compile(layer, backend=backend, fullgraph=True)
+        results = []
+        for factor in (1, 2, 3):  # the second access sees another weight
+            function(x).sin().sum().backward()
+            results += [function(x), original(layer).grad.clone()]
+            original(layer).data.mul_(factor)
+        return results
+
+    return case
+
+
+def on_meta(normalize, training):
+    with torch.device("meta"):
+        layer = normalize(nn.Linear(4, 3)).train(training)
+    assert layer(torch.empty(2, 4, device="meta")).device.type == "meta"
+    layer = layer.to_empty(device="cpu")
+    layer.load_state_dict(settled(normalize, nn.Linear(4, 3), training).state_dict())
+    return layer(single(2, 4))
+
+
+def fake(normalize, training):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        layer = normalize(nn.Conv2d(2, 3, 3)).train(training)
+        output = layer(torch.empty(5, 2, 8, 8))
+        output.sum().backward()
+    return torch.tensor(output.shape), torch.tensor(original(layer).grad.shape)
+
+
+def skipped(normalize, training):
+    layer = skip_init(nn.Linear, 4, 3)
+    nn.init.zeros_(layer.weight)
+    layer = normalize(layer)
+    layer.load_state_dict(settled(normalize, nn.Linear(4, 3), training).state_dict())
+    return layer.train(training)(single(2, 4))
+
+
+def embedding(sparse: bool) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        layer = settled(normalize, nn.Embedding(7, 3, sparse=sparse), training)
+        layer(torch.tensor([[1, 2], [1, 5]])).sin().sum().backward()
+        return original(layer).grad
+
+    return case
+
+
+def complex_weight(normalize, training):
+    layer = nn.Linear(4, 3, dtype=torch.complex128)
+    return settled(normalize, layer, training)(gaussian(5, 4, seed=1) + 1j * gaussian(5, 4))
+
+
+def no_eps(normalize, training):
+    layer = settled(normalize, nn.Linear(4, 3, dtype=torch.float64), training, eps=0)
+    return layer(gaussian(5, 4, seed=1))
+
+
+def of_layer(layer: nn.Module, *shape: int, **options) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        one = settled(normalize, layer.double(), training, **options)
+        x = gaussian(*shape, seed=1)
+        first, second = one(x), one(-x)  # two accesses before backward
+        (first.sin().sum() + second.cos().sum()).backward()
+        return first, second, *(p.grad for p in one.parameters() if p.grad is not None)
+
+    return case
+
+
+def twice_differentiated(normalize, training):
+    layer = dense(normalize, training)
+    x = gaussian(5, 4, seed=1).requires_grad_()
+    (slope,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    return original(layer).grad, x.grad
+
+
+def checkpointed(normalize, training):
+    layer = dense(normalize, training)
+    checkpoint(layer, gaussian(5, 4, seed=1), use_reentrant=False).sin().sum().backward()
+    return original(layer).grad
+
+
+def shared_memory(normalize, training):
+    layer = dense(normalize, training).share_memory()
+    return layer(gaussian(5, 4, seed=1))
+
+
+def without_grad(mode) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        with mode():
+            layer = dense(normalize, training)
+            inside = layer(gaussian(5, 4, seed=1)).clone()
+        outside = layer(gaussian(5, 4, seed=1))  # no inference tensor is left behind
+        outside.sum().backward()
+        return torch.as_tensor(inside.tolist()), outside, original(layer).grad
+
+    return case
+
+
+def switched(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    return [layer.train(mode)(x) for mode in (True, False, False, True, False)]
+
+
+def overwritten_by_state(normalize, training):
+    other = settled(normalize, nn.Linear(4, 3, dtype=torch.float64), training)
+    state = {name: x.clone() for name, x in other.state_dict().items()}
+    layer = dense(normalize, training)
+    layer(gaussian(5, 4))
+    with torch.no_grad():
+        original(layer).copy_(gaussian(3, 4, seed=7))
+    layer.load_state_dict(state)
+    return layer(gaussian(5, 4, seed=1))
+
+
+def reduced(dtype: torch.dtype) -> Callable[[Normalize, bool], object]:
+    def case(normalize, training):
+        return settled(normalize, nn.Linear(4, 3), training).to(dtype)(single(5, 4).to(dtype))
+
+    return case
+
+
+def autocast(normalize, training):
+    layer = settled(normalize, nn.Linear(4, 3), training)
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(single(5, 4))
+
+
+def copied(normalize, training):
+    layer = dense(normalize, training)
+    layer(gaussian(5, 4))
+    return copy.deepcopy(layer)(gaussian(5, 4, seed=1))
+
+
+def converted(normalize, training):
+    layer = settled(normalize, nn.Linear(4, 3), training)
+    layer(single(5, 4))
+    return layer.double()(gaussian(5, 4, seed=1))
+
+
+def removed(normalize, training):
+    layer = dense(normalize, training)
+    return parametrize.remove_parametrizations(layer, "weight").weight
+
+
+def cached(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    with parametrize.cached():
+        return layer(x), layer(-x)
+
+
+def chained(normalize, training):
+    """A second parametrization on top, as torch's tests have it."""
+    layer = dense(normalize, training)
+    parametrize.register_parametrization(layer, "weight", nn.Hardtanh(-0.3, 0.3))
+    return layer(gaussian(5, 4, seed=1))
+
+
+CASES: dict[str, Callable[[Normalize, bool], object]] = {
+    "grad": transformed(lambda f, state, x: grad(f)(state, x)),
+    "vjp": transformed(lambda f, state, x: vjp(f, state, x)[1](torch.ones(()).double())),
+    "jacrev": transformed(lambda f, state, x: jacrev(f)(state, x)),
+    "jacfwd": transformed(lambda f, state, x: jacfwd(f)(state, x)),
+    "hessian": transformed(lambda f, state, x: hessian(f)(state, x)),
+    "jvp": transformed(lambda f, state, x: jvp(partial(f, x=x), (state,), (state,))),
+    "jvp of the input": transformed(lambda f, state, x: jvp(partial(f, state), (x,), (x,))),
+    "hessian of the input": transformed(lambda f, state, x: hessian(partial(f, state))(x)),
+    "vmap": transformed(lambda f, state, x: vmap(f, (None, 0))(state, x)),
+    "gradients of samples": transformed(lambda f, s, x: vmap(grad(f), (None, 0))(s, x)),
+    "stack_module_state": stacked(lambda f: f),
+    "grad of stack_module_state": stacked(grad),
+    "dual input": dual,
+    "dual weight": dual_weight,
+    "make_fx": made_fx,
+    "jit.trace": traced,
+    "export": exported,
+    "compile, eager": compiled("eager"),
+    "compile, aot_eager": compiled("aot_eager"),
+    "meta": on_meta,
+    "FakeTensorMode": fake,
+    "skip_init": skipped,
+    "embedding": embedding(sparse=False),
+    "sparse embedding": embedding(sparse=True),
+    "complex": complex_weight,
+    "eps=0": no_eps,
+    "dense": of_layer(nn.Linear(4, 3), 5, 4),
+    "dense, dim=1": of_layer(nn.Linear(4, 3), 5, 4, dim=1),
+    "dense, dim=-1": of_layer(nn.Linear(4, 3), 5, 4, dim=-1),
+    "dense, three steps": of_layer(nn.Linear(4, 3), 5, 4, n_power_iterations=3),
+    "convolution": of_layer(nn.Conv2d(2, 3, 3, groups=1), 5, 2, 6, 6),
+    "transposed": of_layer(nn.ConvTranspose2d(2, 3, 3), 5, 2, 6, 6),
+    "transposed, 1-D": of_layer(nn.ConvTranspose1d(2, 3, 3), 5, 2, 6),
+    "transposed, 3-D": of_layer(nn.ConvTranspose3d(2, 3, 2), 5, 2, 3, 3, 3),
+    "transposed, dim=0": of_layer(nn.ConvTranspose2d(2, 3, 3), 5, 2, 6, 6, dim=0),
+    "LayerNorm": of_layer(nn.LayerNorm(6), 5, 6),
+    "twice differentiated": twice_differentiated,
+    "checkpoint": checkpointed,
+    "share_memory": shared_memory,
+    "no_grad": without_grad(torch.no_grad),
+    "switched": switched,
+    "load_state_dict": overwritten_by_state,
+    "autocast": autocast,
+    "bfloat16": reduced(torch.bfloat16),
+    "deepcopy": copied,
+    "another precision": converted,
+    "remove_parametrizations": removed,
+    "cached": cached,
+    "chained": chained,
+}
+# Where torch's raises, ours may do better.
+NOT_TORCHS = {
+    ("jacfwd", True),
+    ("hessian", True),
+    ("jvp", True),
+    ("stack_module_state", True),
+    ("grad of stack_module_state", True),
+    ("dual weight", True),
+    ("jit.trace", True),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", CASES)
+def test_torchs_and_ours_agree(name, training):
+    case = CASES[name]
+    if (name, training) in NOT_TORCHS:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            case(torchs, training)
+        theirs = case(torchs, False)
+    else:
+        theirs = case(torchs, training)
+    ours = case(spectral_normalize, training)
+    half = name in ("autocast", "bfloat16")
+    for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        tolerance = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-5, "atol": 1e-6}
+        torch.testing.assert_close(a, b, **tolerance)
