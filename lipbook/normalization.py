@@ -7,7 +7,7 @@ listing does. `certificate.lipschitz_certificate` bounds what either makes of a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook._layers import evaluation_mode
-from lipbook._weights import used_matrices
+from lipbook._weights import Weight, used_matrices, used_weights
 from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
@@ -185,9 +185,9 @@ def spectral_normalize_network(
     """Apply `spectral_normalize` to every layer of a network that multiplies by a weight.
 
     These are the layers with a parameter ``weight`` of two axes or more: dense, convolutional,
-    transposed, bilinear, and embeddings. Biases are left alone, as are the scales of
-    normalization layers (but see `batch_norms`), recurrent and attention layers, which have no
-    ``weight`` of their own, and weights that are parametrized already.
+    transposed, bilinear, and embeddings. Left alone are biases, the scales of normalization layers
+    (but see `batch_norms`), weights of other names, as recurrent layers and the input projections
+    of attention have them, and weights that are parametrized already.
 
     Parameters
     ----------
@@ -225,20 +225,7 @@ def spectral_normalize_network(
     Traceback (most recent call last):
     ValueError: network must have a weight to normalize, ReLU() has none
     """
-    modules = dict(network.named_modules())
-    for name in skip:
-        if name not in modules:
-            raise ValueError(f"skip must name modules of the network, it has no {name!r}")
-    skipped = {layer for name in skip for layer in modules[name].modules()}
-    layers = [
-        layer
-        for layer, weight in _constrained(network)
-        if isinstance(weight, nn.Parameter)
-        and layer not in skipped
-        and (batch_norms or not isinstance(layer, _BATCH_NORMS))
-    ]
-    if not layers:
-        raise ValueError(f"network must have a weight to normalize, {network} has none")
+    layers = _to_normalize(network, skip, batch_norms)
     shapes = _input_shapes(network, input_shape) if input_shape is not None else {}
     for layer in layers:
         shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
@@ -252,6 +239,26 @@ def spectral_normalize_network(
             at_most=at_most,
         )
     return network
+
+
+def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) -> list[nn.Module]:
+    """Return the layers with a plain ``weight`` to normalize; two that share theirs are two."""
+    modules = dict(network.named_modules())
+    for name in skip:
+        if name not in modules:
+            raise ValueError(f"skip must name modules of the network, it has no {name!r}")
+    skipped = {layer for name in skip for layer in modules[name].modules()}
+    layers = []
+    for name, layer in modules.items():
+        weight = layer._parameters.get("weight")
+        inside_one = "parametrizations" in name.split(".")
+        if weight is None or layer in skipped or inside_one:
+            continue
+        if batch_norms if isinstance(layer, _BATCH_NORMS) else weight.ndim > 1:
+            layers.append(layer)
+    if not layers:
+        raise ValueError(f"network must have a weight to normalize, {network} has none")
+    return layers
 
 
 def remove_spectral_normalization(
@@ -360,17 +367,15 @@ def project_spectral_(
     """
     _check_projection(variant, n_iterations, coefficient)
     shapes = _input_shapes(module, input_shape) if input_shape is not None else {}
-    with torch.no_grad(), evaluation_mode(module):  # where reading a weight changes nothing
-        for layer, weight in _constrained(module):
+    with torch.no_grad():
+        for weight in _constrained(module):
+            value, layer = weight.value(), weight.layer
             if variant == "article":
-                factor = coefficient / _keras_norm(weight, n_iterations)
+                factor = coefficient / _keras_norm(value, n_iterations)
             else:
-                norm = _exact_norm(layer, weight, shapes.get(layer))
+                norm = _exact_norm(layer, value, shapes.get(layer))
                 factor = coefficient / torch.where(norm > 0, norm, coefficient)
-            if isinstance(weight, nn.Parameter):
-                weight.mul_(factor)
-            else:
-                _assign(layer, weight * factor)
+            weight.assign(value * factor)
 
 
 def _check_projection(variant: str, n_iterations: int, coefficient: float) -> None:
@@ -378,18 +383,6 @@ def _check_projection(variant: str, n_iterations: int, coefficient: float) -> No
         raise ValueError(f"variant must be 'exact' or 'article', got {variant!r}")
     check_count(n_iterations, "n_iterations")
     check_positive(coefficient, "coefficient")
-
-
-def _assign(layer: nn.Module, value: Tensor) -> None:
-    """Make `value` the weight that a parametrized layer uses."""
-    advice = "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter again"
-    try:
-        layer.weight = value
-    except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"the weight of {layer} cannot be assigned: {error}; {advice}") from error
-    used = layer.weight
-    if not torch.allclose(used, value, rtol=0.1, atol=0.1 * value.abs().max().item()):
-        raise ValueError(f"the weight of {layer} does not become what is assigned to it; {advice}")
 
 
 def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.Module:
@@ -428,10 +421,10 @@ def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.M
     ValueError: n_iterations must be at least 1, got 0
     """
     check_count(n_iterations, "n_iterations")
-    for layer, weight in list(_constrained(module)):
-        if isinstance(weight, nn.Parameter):
+    for weight in _constrained(module):
+        if weight.parametrizations is None:
             division = _ArticleNormalization(n_iterations)
-            parametrize.register_parametrization(layer, "weight", division)
+            parametrize.register_parametrization(weight.layer, "weight", division)
     return module
 
 
@@ -444,16 +437,14 @@ class _ArticleNormalization(nn.Module):
         return weight / _keras_norm(weight, self.n_iterations)
 
 
-def _constrained(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield each layer with a weight that the article's listing constrains, and the weight.
-
-    The weight is the one that the layer uses: a parameter, or what a parametrization returns.
-    """
-    for layer in list(module.modules()):
-        own = "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")
-        weight = layer.weight if own else None
-        if isinstance(weight, Tensor) and (weight.ndim > 1 or isinstance(layer, _BATCH_NORMS)):
-            yield layer, weight
+def _constrained(module: nn.Module) -> list[Weight]:
+    """Return the weights that the article's listing constrains, as the layers use them."""
+    return [
+        weight
+        for weight in used_weights(module)
+        if weight.attribute == "weight"
+        and (weight.value().ndim > 1 or isinstance(weight.layer, _BATCH_NORMS))
+    ]
 
 
 def _keras_norm(weight: Tensor, n_iterations: int) -> Tensor:
