@@ -16,6 +16,8 @@ from lipbook.lab.data import Splits, digits, split
 from lipbook.lab.networks import mlp
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     model: nn.Module,
     inputs: Tensor,

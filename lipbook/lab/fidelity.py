@@ -81,7 +81,9 @@ def _centred(sample: Tensor) -> tuple[Tensor, Tensor]:
     return mean, factor
 
 
-@lru_cache
+@lru_cache  # the first caller's mode is not to decide for the others
+@torch.inference_mode(False)
+@torch.enable_grad()
 def digit_features() -> Callable[[Tensor], Tensor]:
     """Return what a classifier sees in 8×8 digits: the 32 numbers before its last layer.
 
@@ -112,6 +114,7 @@ def digit_features() -> Callable[[Tensor], Tensor]:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def random_features(channels: int = 3, width: int = 16) -> Callable[[Tensor], Tensor]:
     """Return what a convolutional network with random weights sees in images.
 

@@ -13,7 +13,7 @@ from typing import Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
@@ -126,9 +126,10 @@ def image_folder(
     """All images of a folder, or of its subfolders, one subfolder a class.
 
     Files are read in the order of their names. Only those that end in one of `SUFFIXES` count;
-    hidden files, symbolic links and deeper folders are left alone. A picture is turned upright as
-    its EXIF data say, made RGB (grey levels are repeated, transparency is dropped), and of an
-    animation the first frame is taken.
+    hidden files and deeper folders are left alone, links are followed. A picture is turned upright
+    if its EXIF data say how (if they are damaged, it stays as it is), made RGB (grey levels are
+    repeated, transparency is dropped), of 16 bits a channel the upper 8 are kept, in grey as in
+    colour, and of an animation the first frame is taken.
 
     Parameters
     ----------
@@ -157,9 +158,9 @@ def image_folder(
         If there is no folder of that name.
     TypeError, ValueError
         If a number is not positive; if there are too few images or fewer than two classes; if an
-        image cannot be read, has more than 8 bits a channel or more pixels than Pillow considers
-        safe (``PIL.Image.MAX_IMAGE_PIXELS``), or, where no `size` is given, another size than the
-        first.
+        image cannot be read, is a link to nothing, has floating-point or 32-bit pixels, or more of
+        them than Pillow considers safe (``PIL.Image.MAX_IMAGE_PIXELS``), or, where no `size` is
+        given, another size than the first.
 
     Examples
     --------
@@ -191,7 +192,12 @@ def _scaled(pixels: Tensor) -> Tensor:
 
 
 def _checked_folder(path: str | Path) -> Path:
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody, whom this machine does not know
+        raise FileNotFoundError(
+            f"path must name a folder of images, '{path}' names nobody's: {error}"
+        ) from error
     # Path("") is the current directory, which nobody means who gives no name.
     if not str(path) or not folder.exists():
         raise FileNotFoundError(f"path must name a folder of images, found none at '{path}'")
@@ -201,9 +207,9 @@ def _checked_folder(path: str | Path) -> Path:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """List what `folder` holds in order of name, without hidden entries and links."""
+    """List what `folder` holds in order of name, without hidden entries."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    return [entry for entry in entries if entry.name[0] != "." and not entry.is_symlink()]
+    return [entry for entry in entries if entry.name[0] != "."]
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -217,7 +223,10 @@ def _class_folders(folder: Path) -> list[Path]:
 
 def _image_files(folder: Path, least: int) -> list[Path]:
     entries = _visible(folder)
-    files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    named = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    if lost := [entry for entry in named if not entry.exists()]:
+        raise ValueError(f"'{lost[0]}' is a link to nothing; mend it or take it out")
+    files = [entry for entry in named if entry.is_file()]
     if len(files) < least:
         hint = "; labelled=True reads the subfolders" if any(map(Path.is_dir, entries)) else ""
         raise ValueError(
@@ -250,6 +259,8 @@ def _read(file: Path, size: int | None) -> Tensor:
         with warnings.catch_warnings():
             # Pillow only warns between its limit and twice its limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Damaged tags; the TIFF reader is Pillow's reader of EXIF data, too.
+            warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
             with Image.open(file) as image:
                 return _scaled(_pixels(image, size))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -263,13 +274,44 @@ def _read(file: Path, size: int | None) -> Tensor:
         ) from error
 
 
+#: What turns a picture upright, by the number in its EXIF data.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _pixels(image: Image.Image, size: int | None) -> Tensor:
-    if image.mode[0] in "IF":  # Pillow would clip these to white
-        raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-    upright = ImageOps.exif_transpose(image).convert("RGB")
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    rgb = _eight_bits(image).convert("RGB")
+    upright = rgb if turn is None else rgb.transpose(turn)
     if size is not None:
         edge = min(upright.size)
         left, top = (upright.width - edge) // 2, (upright.height - edge) // 2
         square = upright.crop((left, top, left + edge, top + edge))
         upright = square.resize((size, size))
     return torch.as_tensor(np.array(upright)).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> object:
+    """Read one number of the EXIF data; damage there is none of the picture's."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever the bytes make of Pillow's parser
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper 8 of 16 bits, as Pillow itself does in colour; it would clip grey levels."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if sixteen:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise ValueError(f"mode {image.mode}, more than 16 bits a channel or no integers")
+    return image

@@ -255,3 +255,17 @@ def test_a_layer_of_one_pixel_has_no_deviation():
     seen = random_features()(torch.ones(2, 3, 8, 8))
     assert bool(seen.isfinite().all())
     assert bool((seen[:, -16:] == 0).all())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_first_callers_mode_decides_nothing(mode, monkeypatch):
+    """Features are made once in a process, maybe under a mode in which nothing can be trained."""
+    images = gaussian(2, 64).float()
+    expected = digit_features()(images)
+    for make in (digit_features, random_features):
+        with mode():
+            features = make.__wrapped__()
+        assert features is not make()
+    monkeypatch.setattr(fidelity, "digit_features", digit_features.__wrapped__)
+    with mode():
+        torch.testing.assert_close(fidelity.digit_features()(images), expected)

@@ -1,5 +1,7 @@
 """Patches of two photographs, and folders of images, good and bad."""
 
+import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from lipbook.lab import images
@@ -100,20 +102,33 @@ def test_a_flat_folder_in_the_order_of_names(tmp_path):
 
 
 def test_what_is_no_image_of_the_folder_is_left_alone(tmp_path):
-    shown = save(tmp_path / "shown.png")
+    save(tmp_path / "shown.png")
     save(tmp_path / ".hidden.png")
     save(tmp_path / "deeper" / "image.png")
-    (tmp_path / "link.png").symlink_to(shown)
-    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / ".#lock.png").symlink_to("nowhere")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "notes.txt").write_text("no image")
     assert len(image_folder(tmp_path)) == 1
 
 
+def test_links_are_followed(classes, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    for name in ("dogs", "cats"):
+        (linked / name).symlink_to(classes / name)
+    assert image_folder(linked, size=4, labelled=True).labels.tolist() == [0, 0, 0, 1, 1]
+    (linked / "a.png").symlink_to(classes / "eels" / "0.png")
+    assert len(image_folder(linked)) == 1
+    link = tmp_path_factory.mktemp("other") / "all"
+    link.symlink_to(classes)
+    assert len(image_folder(link, size=4, labelled=True).labels) == 6
+    (linked / "b.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"'.*b\.png' is a link to nothing; mend it or take"):
+        image_folder(linked)
+
+
 def test_subfolders_are_classes(classes):
     save(classes / "stray.png")
     save(classes / ".cache" / "0.png")
-    (classes / "link").symlink_to(classes / "cats")
     data = image_folder(classes, size=4, labelled=True)
     assert isinstance(data, LabelledData)
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 2]
@@ -220,10 +235,75 @@ def test_an_unreadable_image_is_named(tmp_path, damage):
         image_folder(tmp_path, size=4)
 
 
-def test_sixteen_bits_a_channel_are_refused_instead_of_clipped(tmp_path):
-    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"'.*a\.png' .* more than 8 bits a channel"):
+def png16(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow writes in grey only."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (4, 6, channels))
+    (tmp_path / "a.png").write_bytes(png16(pixels))
+    colours = pixels[..., :3] if channels > 2 else pixels[..., [0, 0, 0]]
+    expected = torch.as_tensor((colours >> 8) / 127.5 - 1).permute(2, 0, 1).float()
+    torch.testing.assert_close(image_folder(tmp_path)[0], expected)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "ppm"])
+def test_grey_levels_of_sixteen_bits_in_other_formats(tmp_path, suffix):
+    pixels = np.array([[0, 255, 256, 40_000], [65_535, 4000, 512, 1]], dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    expected = torch.as_tensor((pixels >> 8) / 127.5 - 1).float().expand(3, 2, 4)
+    torch.testing.assert_close(image_folder(tmp_path)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_known_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.full((4, 4), 4000, dtype=dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"'.*a\.tif' .* more than 16 bits a channel or no"):
         image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize(
+    "exif", [b"junk", b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"]
+)
+def test_damaged_exif_is_no_damage_of_the_picture(tmp_path, suffix, exif, recwarn):
+    Image.new("RGB", WIDE, "white").save(tmp_path / f"a.{suffix}", exif=exif)
+    assert bool((image_folder(tmp_path) == 1).all())
+    assert not recwarn.list
+
+
+def test_a_sound_orientation_among_damaged_tags_counts(tmp_path):
+    """To turn a picture Pillow writes all tags anew, and stumbles over one that is none of it."""
+    tags = [(0x010F, 2, 4000, 9999), (0x0112, 3, 1, 6)]  # a maker's name beyond the end
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    Image.new("RGB", WIDE).save(tmp_path / "a.png", exif=exif)
+    assert image_folder(tmp_path).shape == (1, 3, 6, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_would(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=image.getexif())
+    upright = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    expected = torch.as_tensor(upright / 127.5 - 1).permute(2, 0, 1).float()
+    torch.testing.assert_close(image_folder(tmp_path)[0], expected)
+
+
+def test_a_home_that_nobody_has_is_named():
+    with pytest.raises(FileNotFoundError, match="'~nobody-of-this-name/faces' names nobody's"):
+        image_folder("~nobody-of-this-name/faces")
 
 
 @pytest.mark.parametrize("limit", [23, 11])  # Pillow warns above its limit, raises above twice it
