@@ -1,11 +1,30 @@
-"""The modules of a network: their modes."""
+"""The layers of a network: their kinds, their modes, a copy of a network that may be changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import copy
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ACTIVATIONS = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
+    *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
+    *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
+)
+RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -33,3 +52,163 @@ def evaluation_mode(f: Callable[[Tensor], Tensor]) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def any_grad_mode(function: Function) -> Function:
+    """Have a function compute gradients as it needs them, whatever mode its caller is in.
+
+    Its result is detached if the caller wants no gradients.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        wanted = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            args = tuple(_normal(one) for one in args)
+            kwargs = {key: _normal(one) for key, one in kwargs.items()}
+            with _normal_state([f for f in (*args, *kwargs.values()) if isinstance(f, nn.Module)]):
+                result = function(*args, **kwargs)
+            return result.detach() if isinstance(result, Tensor) and not wanted else result
+
+    return cast(Function, call)
+
+
+def _normal(value: Any) -> Any:
+    """Copy a tensor of inference mode, which autograd does not take."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+@contextmanager
+def _normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put copies in the places of a module's inference tensors for a while."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            state = chain(module.named_parameters(), module.named_buffers())
+            copies = {name: t.clone() for name, t in state if t.is_inference()}
+            if copies:
+                stack.enter_context(torch.nn.utils.stateless._reparametrize_module(module, copies))
+        yield
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what torch's classes do: no forward pass or hook of its own.
+
+    Examples
+    --------
+    >>> layer = nn.ReLU()
+    >>> is_plain(layer, nn.ReLU), is_plain(layer, nn.Tanh)
+    (True, False)
+    >>> _ = layer.register_forward_hook(lambda module, inputs, output: 5 * output)
+    >>> is_plain(layer, nn.ReLU)
+    False
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    return kind is not None and type(module).forward is kind.forward and not hooked
+
+
+def layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Walk through a (nested) ``nn.Sequential`` in order, with dotted names."""
+    if not is_plain(model, nn.Sequential):
+        yield prefix, model
+        return
+    for name, child in _children(model):
+        yield from layers(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All children, also those that occur twice (`named_children` leaves them out)."""
+    return ((name, child) for name, child in model._modules.items() if child is not None)
+
+
+def mixes_rows(layer: nn.Module) -> bool:
+    """Whether a BatchNorm layer has no statistics but those of the batch, in evaluation too."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return isinstance(layer, kinds) and layer.running_mean is None
+
+
+def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input as integers.
+
+    Raises
+    ------
+    ValueError
+        If an axis is shorter than 1.
+    """
+    shape = tuple(operator.index(length) for length in input_shape)
+    if any(length < 1 for length in shape):
+        raise ValueError(f"input_shape must have axes of at least 1, got {shape}")
+    return shape
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """Copy a network as it computes in evaluation mode: plain weights, no gradients.
+
+    Raises
+    ------
+    TypeError
+        If the network cannot be copied, or holds tensors without memory.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                raise TypeError(f"module must be initialized, {name!r} is not; call it once before")
+            if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+                kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
+                raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"module must hold finite numbers, {name!r} does not")
+        # copy.deepcopy takes no tensor that was computed, such as the weight that a hook leaves.
+        held = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+        held += [*module.parameters(), *module.buffers()]
+        memo: dict[int, Any] = {
+            id(t): nn.Parameter(t.clone(), False)
+            if isinstance(t, nn.Parameter)
+            else t.detach().clone()
+            for t in held
+            if not t.is_leaf or t.is_inference()
+        }
+        try:
+            twin = copy.deepcopy(module, memo)
+        except Exception as error:
+            raise TypeError(f"module must be copied before it is followed: {error}") from error
+        twin.eval()
+        for part in list(twin.modules()):
+            if parametrize.is_parametrized(part):
+                _bake(part)
+        return twin.requires_grad_(False)
+
+
+def _bake(part: Any) -> None:
+    """Keep the weights that the parametrizations compute, and drop these.
+
+    torch's `remove_parametrizations` would take them from the class, which a copy shares.
+    """
+    weights = {name: getattr(part, name).detach().clone() for name in part.parametrizations}
+    del part.parametrizations
+    part.__class__ = type(part).__bases__[0]
+    for name, weight in weights.items():
+        part.register_parameter(name, nn.Parameter(weight))
+
+
+def try_out(module: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse the shape of one input, without the batch, that `module` does not take.
+
+    Raises
+    ------
+    ValueError
+        With the module's own message.
+
+    Examples
+    --------
+    >>> try_out(nn.Linear(2, 3), (2,))
+    >>> try_out(nn.Linear(2, 3), (4,))
+    Traceback (most recent call last):
+    ValueError: module does not take inputs of shape (4,): mat1 and mat2 shapes cannot be ...
+    """
+    like = next(chain(module.parameters(), module.buffers()), torch.empty(0))
+    try:
+        with evaluation_mode(module), torch.no_grad():
+            module(torch.zeros(3, *shape, dtype=like.dtype, device=like.device))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"module does not take inputs of shape {(*shape,)}: {error}") from error

@@ -8,12 +8,11 @@ a tensor that is not floating point raises TypeError, an empty or not finite one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -21,32 +20,28 @@ from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
 
 from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
-from lipbook._layers import evaluation_mode
-from lipbook.convolution import Padding, conv_spectral_norm
+from lipbook._layers import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    DROPOUTS,
+    RESHAPES,
+    any_grad_mode,
+    evaluation_mode,
+    is_plain,
+    layers,
+    mixes_rows,
+    whole_shape,
+)
+from lipbook._rules import layer_norm, times
+from lipbook._walk import follow
 from lipbook.matrix_norms import induced_norm
 
 Function = Callable[[Tensor], Tensor]
 Bound = float | Sequence[float] | Tensor
 Array = NDArray[np.float64]
 
-_ACTIVATIONS = (
-    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
-    *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
-    *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
-)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_AFFINE = (
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_ISOMETRIES = (
-    *(nn.Identity, nn.Flatten, nn.Unflatten),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-)
 
-
+@any_grad_mode
 def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     """``‖f(x₁) - f(x₂)‖ / ‖x₁ - x₂‖`` for each pair of rows: what (3) bounds by C.
 
@@ -86,6 +81,7 @@ def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     return quotients
 
 
+@any_grad_mode
 def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     """Largest difference quotient (3) over all pairs of points.
 
@@ -120,6 +116,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     return (images[apart] / distances[apart]).max().item()
 
 
+@any_grad_mode
 def jacobian_norms(f: Function, points: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Spectral norm of the Jacobian of f at each point: the local constants, as in (5).
 
@@ -160,6 +157,7 @@ class JacobianMaximum(NamedTuple):
     point: Tensor
 
 
+@any_grad_mode
 def maximize_jacobian_norm(
     f: Function,
     start: Tensor,
@@ -222,6 +220,7 @@ def maximize_jacobian_norm(
     return best
 
 
+@any_grad_mode
 def l2_attack(
     model: Function,
     inputs: Tensor,
@@ -289,6 +288,7 @@ def l2_attack(
     return perturbed
 
 
+@any_grad_mode
 def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
     """Any linear or affine layer as the dense matrix W of ``Wx + b``: the reduction to (6).
 
@@ -342,6 +342,7 @@ def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
     return matrix.to(reference.dtype)
 
 
+@any_grad_mode
 def activation_constant(activation: nn.Module) -> float:
     """Lipschitz constant of an element-wise activation: its steepest slope.
 
@@ -384,30 +385,40 @@ def activation_constant(activation: nn.Module) -> float:
     return math.inf if secants.abs().max().item() > constant * (1 + 1e-6) else constant
 
 
-def activation_constants() -> pd.DataFrame:
+def activation_constants() -> dict[str, float]:
     """Lipschitz constants of torch's element-wise activations at their defaults, computed.
 
     Returns
     -------
-    pandas.DataFrame
-        Column `constant`, indexed by the name of the class; see `activation_constant`.
+    dict
+        From the name of the class to its constant; see `activation_constant`.
 
     Examples
     --------
-    >>> activation_constants().loc[["ReLU", "Sigmoid", "Hardswish"], "constant"].round(4).tolist()
+    >>> constants = activation_constants()
+    >>> [round(constants[name], 4) for name in ("ReLU", "Sigmoid", "Hardswish")]
     [1.0, 0.25, 1.5]
     """
-    constants = {kind.__name__: activation_constant(kind()) for kind in _ACTIVATIONS}
-    return pd.Series(constants, name="constant").rename_axis("activation").to_frame()
+    return {kind.__name__: activation_constant(kind()) for kind in ACTIVATIONS}
+
+
+class Factor(NamedTuple):
+    """One layer of a chain: its name and class, its constant, and the product so far."""
+
+    layer: str
+    type: str
+    constant: float
+    product: float
 
 
 class ProductBound(NamedTuple):
-    """An upper bound of a Lipschitz constant, and the table of its factors."""
+    """An upper bound on a Lipschitz constant, and its factors."""
 
     value: float
-    table: pd.DataFrame
+    factors: tuple[Factor, ...]
 
 
+@any_grad_mode
 def layer_product_bound(
     model: nn.Module,
     input_shape: Sequence[int],
@@ -419,7 +430,8 @@ def layer_product_bound(
     The recursion that follows (5): valid for every chain of layers, and rarely attained, because
     the layers stretch different directions most. Affine layers count with the exact norm of their
     matrix, activations with `activation_constant`, max pooling with the root of the number of
-    windows that share an input (1 if none overlap), reshapes and Dropout with 1.
+    windows that share an input (1 if none overlap), reshapes and Dropout with 1, other layers as
+    in `lipschitz_certificate`. Nothing is rounded up.
 
     Parameters
     ----------
@@ -433,7 +445,7 @@ def layer_product_bound(
     Returns
     -------
     ProductBound
-        `value`, and `table` with columns `layer`, `type`, `constant` and the running `product`.
+        `value`, and `factors`, a `Factor` for each layer.
 
     Raises
     ------
@@ -445,79 +457,69 @@ def layer_product_bound(
 
     Examples
     --------
-    >>> layer_product_bound(nn.Sequential(nn.AvgPool1d(2), nn.Flatten(), nn.GELU()), (1, 4)).table
-      layer       type  constant   product
-    0     0  AvgPool1d  0.707107  0.707107
-    1     1    Flatten  1.000000  0.707107
-    2     2       GELU  1.128904  0.798256
-    >>> layer_product_bound(nn.Sequential(nn.LayerNorm(4)), (4,))
+    >>> bound = layer_product_bound(nn.Sequential(nn.AvgPool1d(2), nn.Flatten(), nn.GELU()), (1, 4))
+    >>> [(factor.type, round(factor.constant, 4)) for factor in bound.factors]
+    [('AvgPool1d', 0.7071), ('Flatten', 1.0), ('GELU', 1.1289)]
+    >>> round(bound.value, 4)
+    0.7983
+    >>> layer_product_bound(nn.Sequential(nn.GLU()), (4,))
     Traceback (most recent call last):
-    TypeError: the constant of layer '0' (LayerNorm) is not known; pass ...
+    TypeError: the constant of layer '0' (GLU) is not known; pass ...
     """
+    shape = whole_shape(input_shape)
     constants = constants or {}
-    known = {key for name, layer in _layers(model) for key in (name, type(layer))}
+    chain_of_layers = list(layers(model))
+    known = {key for name, layer in chain_of_layers for key in (name, type(layer))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the model")
-    rows, product = [], 1.0
-    x = torch.zeros(1, *input_shape, dtype=torch.float64, device=_in_float64(model)[1].device)
-    for name, layer in _layers(model):
-        kind, shape = type(layer), tuple(x.shape[1:])
-        given = constants.get(name, constants.get(kind))
-        constant = (
-            _layer_constant(name, layer, shape)
-            if given is None
-            else check_positive(given, f"constants for layer {name!r}")
-        )
-        product *= constant
-        rows.append((name, kind.__name__, constant, product))
+    factors: list[Factor] = []
+    total = 1.0
+    x = torch.zeros(1, *shape, dtype=torch.float64, device=_in_float64(model)[1].device)
+    for name, layer in chain_of_layers:
+        given = constants.get(name, constants.get(type(layer)))
+        if given is None and mixes_rows(layer):
+            raise ValueError(f"layer {name!r} ({layer}) takes its statistics from the batch")
+        shape = tuple(x.shape[1:])
         try:
             x = _outputs(_in_float64(layer)[0], x).detach()
         except RuntimeError as error:
             raise ValueError(f"layer {name!r} does not take inputs {shape}: {error}") from error
-    return ProductBound(
-        product, pd.DataFrame(rows, columns=["layer", "type", "constant", "product"])
-    )
+        constant = (
+            _layer_constant(name, layer, shape)
+            if given is None
+            else check_positive(float(given), f"constants for layer {name!r}")
+        )
+        total = times(total, constant)
+        factors.append(Factor(name, type(layer).__name__, constant, total))
+    if not math.isfinite(total):
+        raise ValueError(f"the product of the layers' constants is beyond float64: {factors}")
+    return ProductBound(total, tuple(factors))
 
 
-def _layer_constant(name: str, layer: nn.Module, shape: tuple[int, ...]) -> float:
-    if isinstance(layer, _ISOMETRIES):
+def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
+    if is_plain(layer, *RESHAPES, *DROPOUTS):
         return 1.0
-    if isinstance(layer, _ACTIVATIONS):
-        return activation_constant(layer)
-    if isinstance(layer, nn.Linear):
-        return induced_norm(layer.weight.detach().double()).item()
-    if isinstance(layer, _CONVOLUTIONS):
-        return conv_spectral_norm(
-            layer.weight.detach().double(),
-            shape[1:],
-            stride=layer.stride,
-            padding=cast(Padding, layer.padding),
-            dilation=layer.dilation,
-            groups=layer.groups,
-            padding_mode=layer.padding_mode,
-            rtol=1e-9,
-        ).item()
-    if isinstance(layer, _AFFINE):
-        return induced_norm(layer_matrix(layer, shape).detach().double()).item()
-    if isinstance(layer, _BATCH_NORMS):  # diagonal, with one entry a channel
-        return layer_matrix(layer, (shape[0], *[1] * len(shape[1:]))).abs().max().item()
-    if isinstance(layer, _MAX_POOLS):
-        # |max x - max y| over a window is at most ‖x - y‖ on it; the squares add up over windows,
-        # ⌈k·gcd(s, d)/s⌉ of which share an input along an axis of kernel k, stride s, dilation d.
-        sizes = np.broadcast_arrays(layer.kernel_size, layer.stride, layer.dilation, shape[1:])
-        kernel, stride, dilation, _ = sizes
-        return math.sqrt(np.prod(-(-kernel * np.gcd(stride, dilation) // stride)))
-    raise TypeError(
-        f"the constant of layer {name!r} ({type(layer).__name__}) is not known; "
-        f"pass constants={{{name!r}: value}} or constants={{{type(layer).__name__}: value}}"
-    )
+    try:
+        if is_plain(layer, *ACTIVATIONS):
+            return activation_constant(layer)
+        if is_plain(layer, nn.Linear):
+            return induced_norm(layer.weight.detach().double()).item()
+        if is_plain(layer, *CONVOLUTIONS):
+            return layer_norm(layer, shape[1:])
+        return follow(layer, shape)[0]
+    except TypeError as error:
+        raise TypeError(
+            f"the constant of layer {name!r} ({type(layer).__name__}) is not known; pass "
+            f"constants={{{name!r}: value}} or constants={{{type(layer).__name__}: value}}: {error}"
+        ) from error
 
 
 class ExactConstant(NamedTuple):
     """The constant of a piecewise linear net on a box, with its pieces.
 
     `regions` holds the vertices of each piece in order, shape (n_vertices, n_inputs), and `norms`
-    the spectral norm of the net's matrix there.
+    the spectral norm of the net's matrix there. A vertex at infinity, of an unbounded piece, has
+    infinite entries, in its direction.
     """
 
     value: float
@@ -525,6 +527,7 @@ class ExactConstant(NamedTuple):
     norms: Array
 
 
+@any_grad_mode
 def exact_lipschitz(
     net: nn.Module, box: tuple[Bound, Bound], *, max_regions: int = 100_000
 ) -> ExactConstant:
@@ -540,7 +543,8 @@ def exact_lipschitz(
         ``nn.Sequential`` of ``nn.Linear`` (first), ``nn.ReLU`` and ``nn.LeakyReLU``, with any
         number of outputs; computed in float64.
     box : pair
-        Lows and highs of the inputs, each a number or one number for each input.
+        Lows and highs of the inputs, each a number or one number for each input; -inf and inf
+        leave a side open, so that ``(-math.inf, math.inf)`` gives the constant on the whole space.
     max_regions : int, default 100_000
         Give up above this number of pieces.
 
@@ -568,88 +572,134 @@ def exact_lipschitz(
     Traceback (most recent call last):
     ValueError: net must have one or two inputs, got 3; bracket its constant between ...
     """
-    layers = list(_layers(net))
-    n_inputs = getattr(layers[0][1], "in_features", None) if layers else None
-    if n_inputs is None:
+    chain_of_layers = list(layers(net))
+    first: Any = chain_of_layers[0][1] if chain_of_layers else net
+    if not is_plain(first, nn.Linear):
         raise TypeError(f"net must start with a Linear layer, got {net}")
+    n_inputs = first.weight.shape[1]
     if n_inputs > 2:
         raise ValueError(
             f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
             "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
         )
     low, high = (b.numpy() for b in _corners(box, torch.zeros(n_inputs, dtype=torch.float64)))
-    unit_box = np.array([[0, 0], [1, 0], [1, 1], [0, 1]] if n_inputs == 2 else [[0], [1]])
-    cells = [_Cell(low + (high - low) * unit_box, np.eye(n_inputs), np.zeros(n_inputs))]
-    for name, layer in layers:
-        if isinstance(layer, nn.Linear):
-            weight = layer.weight.detach().double().cpu().numpy()
-            bias = 0.0 if layer.bias is None else layer.bias.detach().double().cpu().numpy()
-            cells = [_Cell(v, weight @ matrix, weight @ c + bias) for v, matrix, c in cells]
-        elif isinstance(layer, nn.ReLU | nn.LeakyReLU):
-            pieces: list[_Cell] = []
-            for cell in cells:
-                pieces += _activate(cell, getattr(layer, "negative_slope", 0.0))
-                if len(pieces) > max_regions:
-                    raise ValueError(
-                        f"net must have at most max_regions={max_regions} pieces, got more at "
-                        f"layer {name!r}; raise max_regions, or shrink the box or the net"
-                    )
-            cells = pieces
-        else:
-            raise TypeError(
-                f"net must hold Linear, ReLU and LeakyReLU layers only, got {layer} at {name!r}"
-            )
-    norms = np.linalg.norm(np.stack([cell.matrix for cell in cells]), ord=2, axis=(1, 2))
-    return ExactConstant(norms.max().item(), [cell.vertices for cell in cells], norms)
+    cells = [
+        _Cell(points, ends, np.eye(n_inputs), np.zeros(n_inputs))
+        for points, ends in _convex_parts(low, high)
+    ]
+    for name, layer in chain_of_layers:
+        cells = _through(cells, name, layer, max_regions)
+    matrices = np.stack([cell.matrix for cell in cells])
+    if not np.isfinite(matrices).all():
+        raise ValueError("net must have finite slopes, they are beyond float64")
+    norms = np.linalg.norm(matrices, ord=2, axis=(1, 2))
+    return ExactConstant(norms.max().item(), [_vertices(cell) for cell in cells], norms)
 
 
 class _Cell(NamedTuple):
-    vertices: Array
+    """A polygon or segment; a point with `ends` 0 instead of 1 is a direction to infinity."""
+
+    points: Array
+    ends: Array
     matrix: Array  # of the affine map from the input to the present layer
     offset: Array
 
 
+def _convex_parts(low: Array, high: Array) -> list[tuple[Array, Array]]:
+    """Write a box as polygons or segments, each with the points and directions that span it."""
+    axes: list[list[tuple[float, float]]] = []  # each side from a finite end to the other one
+    for a, b in zip(low.tolist(), high.tolist(), strict=True):
+        if a == -math.inf:
+            axes.append([(0.0, a), (0.0, b)] if b == math.inf else [(b, a)])
+        else:
+            axes.append([(a, b)])
+    parts = []
+    turns = [(0,), (1,)] if len(low) == 1 else [(0, 0), (1, 0), (1, 1), (0, 1)]
+    for part in product(*axes):
+        corners = [
+            np.array([side[i] for side, i in zip(part, turn, strict=True)]) for turn in turns
+        ]
+        spanning: list[tuple[Array, float]] = []
+        for corner in corners:
+            far = np.isinf(corner)
+            if far.sum() < 2:  # the corner at infinity of a quadrant lies between its directions
+                point = np.where(far, np.sign(corner), 0.0) if far.any() else corner
+                if not (spanning and far.any() and np.array_equal(spanning[-1][0], point)):
+                    spanning.append((point, float(not far.any())))
+        parts.append((np.array([p for p, _ in spanning]), np.array([e for _, e in spanning])))
+    return parts
+
+
+def _vertices(cell: _Cell) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.where(cell.points == 0, 0.0, np.copysign(math.inf, cell.points))
+        return np.where(cell.ends[:, None] > 0, cell.points / cell.ends[:, None], far)
+
+
+def _through(cells: list[_Cell], name: str, layer: Any, max_regions: int) -> list[_Cell]:
+    """Send the pieces through one layer."""
+    if is_plain(layer, nn.Linear):
+        weight = _array(layer.weight)
+        bias = 0.0 if layer.bias is None else _array(layer.bias)
+        return [
+            c._replace(matrix=weight @ c.matrix, offset=weight @ c.offset + bias) for c in cells
+        ]
+    if not is_plain(layer, nn.ReLU, nn.LeakyReLU):
+        raise TypeError(
+            f"net must hold Linear, ReLU and LeakyReLU layers only, got {layer} at {name!r}"
+        )
+    pieces: list[_Cell] = []
+    for cell in cells:
+        pieces += _activate(cell, getattr(layer, "negative_slope", 0.0))
+        if len(pieces) > max_regions:
+            raise ValueError(
+                f"net must have at most max_regions={max_regions} pieces, got more at "
+                f"layer {name!r}; raise max_regions, or shrink the box or the net"
+            )
+    return pieces
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().to("cpu", torch.float64, copy=True).numpy()
+    return array
+
+
 def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     """Cut a cell where its units change sign, and apply the activation to each part."""
-    vertices, matrix, offset = cell
-    reach = np.abs(vertices).max()
+    points, ends, matrix, offset = cell
+    reach = np.abs(points).max()
     tolerance = 1e-10 * (np.linalg.norm(matrix, axis=1) * reach + np.abs(offset))
-    values = vertices @ matrix.T + offset
-    parts = [vertices]
+    values = points @ matrix.T + ends[:, None] * offset
+    parts = [(points, ends)]
     for unit in np.flatnonzero((values.min(0) < -tolerance) & (values.max(0) > tolerance)):
         row, c, thin = matrix[unit], offset[unit], tolerance[unit]
-        parts = [side for part in parts for side in _cut(part, part @ row + c, thin)]
-    masks = (matrix @ part.mean(0) + offset > 0 for part in parts)
+        parts = [side for p, e in parts for side in _cut(p, e, p @ row + e * c, thin)]
+    masks = (matrix @ p.mean(0) + offset * e.mean() > 0 for p, e in parts)
     slopes = (np.where(mask, 1.0, negative_slope) for mask in masks)
-    return [_Cell(p, s[:, None] * matrix, s * offset) for p, s in zip(parts, slopes, strict=True)]
+    return [
+        _Cell(p, e, s[:, None] * matrix, s * offset)
+        for (p, e), s in zip(parts, slopes, strict=True)
+    ]
 
 
-def _cut(vertices: Array, values: Array, tolerance: float) -> list[Array]:
+def _cut(points: Array, ends: Array, values: Array, tolerance: float) -> list[tuple[Array, Array]]:
     """Cut a convex polygon or segment (Sutherland & Hodgman 1974) where `values` change sign."""
     values = np.where(np.abs(values) <= tolerance, 0.0, values)
     if values.min() >= 0 or values.max() <= 0:
-        return [vertices]
+        return [(points, ends)]
     sides: tuple[list[Array], list[Array]] = [], []
-    for i, (vertex, value) in enumerate(zip(vertices, values, strict=True)):
+    joined = np.column_stack([points, ends])
+    for i, (vertex, value) in enumerate(zip(joined, values, strict=True)):
         previous = values[i - 1]
         if min(previous, value) < 0 < max(previous, value):
-            crossing = vertex + value / (value - previous) * (vertices[i - 1] - vertex)
+            crossing = vertex + value / (value - previous) * (joined[i - 1] - vertex)
             sides[0].append(crossing)
             sides[1].append(crossing)
         if value >= 0:
             sides[0].append(vertex)
         if value <= 0:
             sides[1].append(vertex)
-    return [np.array(side) for side in sides]
-
-
-def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Walk through a (nested) ``nn.Sequential`` in order, with dotted names."""
-    if type(model).forward is not nn.Sequential.forward:
-        yield prefix, model
-        return
-    for name, child in model.named_children():
-        yield from _layers(child, f"{prefix}.{name}" if prefix else name)
+    return [(np.array(side)[:, :-1], np.array(side)[:, -1]) for side in sides]
 
 
 def _in_float64(f: Function) -> tuple[Function, Tensor]:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor
-from lipbook._layers import evaluation_mode
+from lipbook._layers import evaluation_mode, try_out
 from lipbook._weights import Weight, used_matrices, used_weights
-from lipbook.certificate import try_out
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
     CONVOLUTIONS,

@@ -351,9 +351,9 @@ KNOWN = {
 
 
 def test_activation_constants_against_closed_forms():
-    table = activation_constants()["constant"]
-    assert len(table) == 20
-    assert table[list(KNOWN)].tolist() == pytest.approx(list(KNOWN.values()), rel=1e-6)
+    constants = activation_constants()
+    assert len(constants) == 20
+    assert {name: constants[name] for name in KNOWN} == pytest.approx(KNOWN, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_activation_constant_honours_parameters(activation, constant):
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(
-    name=st.sampled_from(sorted(set(activation_constants().index) - {"Hardshrink"})),
+    name=st.sampled_from(sorted(set(activation_constants()) - {"Hardshrink"})),
     x=st.floats(-30, 30),
     step=st.floats(1e-3, 5),
 )
@@ -398,8 +398,8 @@ def test_product_of_the_absolute_value_is_twice_its_constant():
     bound = layer_product_bound(absolute(), (1,))
     assert bound.value == pytest.approx(2)
     assert exact_lipschitz(absolute(), (-1, 1)).value == 1
-    assert bound.table.columns.tolist() == ["layer", "type", "constant", "product"]
-    assert bound.table["type"].tolist() == ["Linear", "ReLU", "Linear"]
+    assert [factor.type for factor in bound.factors] == ["Linear", "ReLU", "Linear"]
+    assert bound.factors[-1].product == bound.value
 
 
 def test_product_over_every_kind_of_layer():
@@ -416,7 +416,7 @@ def test_product_over_every_kind_of_layer():
     )
     nn.init.uniform_(model[1][1].running_var, 0.5, 2.0)
     bound = layer_product_bound(model, (64,))
-    constants = bound.table.set_index("layer")["constant"]
+    constants = {factor.layer: factor.constant for factor in bound.factors}
     with torch.no_grad():
         norms = {
             name: torch.linalg.matrix_norm(layer_matrix(layer, shape), 2).item()
@@ -428,7 +428,7 @@ def test_product_over_every_kind_of_layer():
                 ("7", model[7], (18,)),
             ]
         }
-    assert constants[list(norms)].tolist() == pytest.approx(list(norms.values()), rel=1e-5)
+    assert {name: constants[name] for name in norms} == pytest.approx(norms, rel=1e-5)
     assert constants["1.2"] == 2
     assert (constants[["0", "2", "5", "6", "8"]] == 1).all()
     assert bound.value == pytest.approx(constants.prod())
@@ -472,21 +472,35 @@ class Twice(nn.Module):
 def test_constants_may_be_given_by_name_or_by_class():
     model = nn.Sequential(nn.Sequential(Twice()), Twice(), nn.ReLU())
     bound = layer_product_bound(model, (3,), constants={Twice: 2.0, "0.0": 2.5, "2": 1.5})
-    assert bound.table["constant"].tolist() == [2.5, 2.0, 1.5]
+    assert [factor.constant for factor in bound.factors] == [2.5, 2.0, 1.5]
     assert bound.value == 7.5
 
 
 def test_product_refuses_what_it_does_not_know():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Twice()))
-    with pytest.raises(TypeError, match=r"layer '1.1' \(Twice\) is not known; pass constants="):
-        layer_product_bound(model, (3,))
+    with pytest.raises(TypeError, match=r"layer '1.1' \(GLU\) is not known; pass constants="):
+        layer_product_bound(
+            nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.GLU())), (3,)
+        )
 
-    class Residual(nn.Sequential):  # a container with a forward of its own is no chain
+
+def test_product_follows_layers_with_a_forward_of_their_own():
+    class Residual(nn.Sequential):  # no chain
         def forward(self, x):
             return x + super().forward(x)
 
-    with pytest.raises(TypeError, match=r"layer '0' \(Residual\)"):
-        layer_product_bound(nn.Sequential(Residual(nn.Linear(3, 3))), (3,))
+    class Tripled(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    layer = nn.Linear(3, 3)
+    norm = torch.linalg.matrix_norm(layer.weight.detach(), 2).item()
+    value = layer_product_bound(nn.Sequential(Residual(layer)), (3,)).value
+    assert value == pytest.approx(1 + norm)
+    tripled = Tripled(3, 3)
+    tripled.load_state_dict(layer.state_dict())
+    assert layer_product_bound(tripled, (3,)).value == pytest.approx(3 * norm)
+    layer.register_forward_hook(lambda _layer, _inputs, output: 5 * output)
+    assert layer_product_bound(layer, (3,)).value == pytest.approx(5 * norm)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
@@ -496,7 +510,7 @@ def test_product_refuses_constants_that_are_none(value):
 
 
 def test_product_refuses_batch_statistics_and_wrong_shapes():
-    with pytest.raises(ValueError, match="must be affine"):
+    with pytest.raises(ValueError, match="takes its statistics from the batch"):
         layer_product_bound(nn.BatchNorm1d(3, track_running_stats=False), (3,))
     with pytest.raises(ValueError, match=r"layer '1' does not take inputs \(4,\)"):
         layer_product_bound(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), (3,))

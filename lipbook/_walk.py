@@ -1,0 +1,518 @@
+"""Follows how each value of a network moves with its input, operation by operation.
+
+The network runs once, at 0, under a dispatch mode that sees every operation below autograd:
+methods, functions, whatever a layer calls, captured or changes in place. Each result gets a `Move`
+by the rules of `lipbook._rules`; an operation without one is refused. Values that share their
+memory are known by their storage, so that a change through one is a change of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
+from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
+
+_WAY_OUT = "pass constants={name: value} with the name or the class of a module that holds it"
+# Operations that take no more than the shape of a tensor.
+_SHAPES_ONLY = frozenset(
+    [
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "new_empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty_strided",
+        "is_same_size",
+    ]
+)
+# Operations that hand a value to Python, or have a shape that depends on values.
+_VALUES = frozenset(
+    ["_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique"]
+)
+# Methods that hand the memory of a tensor over to something that torch does not see.
+_ESCAPES = frozenset(
+    [
+        "numpy",
+        "tolist",
+        "__array__",
+        "__dlpack__",
+        "data_ptr",
+        "__deepcopy__",
+        "__reduce_ex__",
+        "untyped_storage",
+        "storage",
+        "_typed_storage",
+        "__set__",
+        "share_memory_",
+    ]
+)
+
+
+class Step(NamedTuple):
+    """One operation of a network, in the module `layer`, and the bound from the input to it."""
+
+    layer: str
+    operation: str
+    bound: float
+
+
+class _Memory:
+    """One storage: how all of it moves, and how often it was written."""
+
+    def __init__(self) -> None:
+        self.move: Move | None = None
+        self.writes = 0
+
+
+class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carries a `Move` along with each tensor that depends on the input."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to wrap the mode for torch.compile would import the compiler, for seconds
+
+    def __init__(self, radius: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.radius = radius
+        self.steps: list[Step] = []
+        self.layers: list[str] = [""]
+        self.paused = False
+        self._memories: dict[int, _Memory] = {}
+        self._moves: dict[int, tuple[int, Move]] = {}
+        self._alive: list[Tensor] = []  # so that no number of a tensor or storage is used twice
+        self.refusal = ""
+        self._worker = ThreadPoolExecutor(1)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._worker.shutdown()
+
+    def elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call in another thread, where no mode is on; autograd is off inside a dispatch mode."""
+        return self._worker.submit(function, *args).result()
+
+    def move(self, tensor: Any) -> Move | None:
+        """Return how a tensor moves; None for a constant."""
+        if not isinstance(tensor, Tensor):
+            return None
+        memory = self._memories.get(_storage(tensor))
+        if memory is None:
+            return None
+        writes, move = self._moves.get(id(tensor), (-1, None))
+        if writes == memory.writes or memory.move is None:
+            return move
+        return memory.move._replace(bound=memory.move.bound * _multiplicity(tensor), spread=None)
+
+    def put(self, tensor: Tensor, move: Move, *, write: bool = False) -> None:
+        """Say how a tensor moves, after it was made or written."""
+        memory = self._memories.setdefault(_storage(tensor), _Memory())
+        self._alive.append(tensor)
+        if write or memory.move is None:
+            with torch._C.DisableTorchFunction():
+                size = tensor.untyped_storage().nbytes()
+            whole = tensor.numel() * tensor.element_size() == size
+            before = memory.move
+            if whole:
+                memory.move = move
+            elif write:
+                memory.move = _beside(before, move)
+            else:  # a view that no one wrote to, or a part of a new storage
+                memory.move = _beside(None, move)
+            memory.writes += write
+        self._moves[id(tensor)] = (memory.writes, move)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        schema = func._schema
+        arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
+        arguments.update(kwargs)
+        written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+        inputs = {
+            a.name: arguments[a.name]
+            for a in schema.arguments
+            if not a.is_out and a.name in arguments
+        }
+        moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
+        name = schema.name.split("::")[1]
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            with self.refusing(name):
+                raise UncertifiedError("it draws random numbers")
+        if not moves or name in _SHAPES_ONLY:
+            result = func(*args, **kwargs)
+            for name in written:  # a constant, but over what moved
+                for tensor in tree_leaves(arguments[name]):
+                    if isinstance(tensor, Tensor) and _storage(tensor) in self._memories:
+                        self.put(tensor, Move(0.0), write=True)
+            return result
+        with self.refusing(name):
+            found = self.elsewhere(self._apply, func, name, inputs, moves, bool(written))
+        result = func(*args, **kwargs)
+        outputs = [arguments[w] for w in written] if written else [result]
+        self._record(name, tree_leaves(outputs), found, write=bool(written))
+        return result
+
+    def _found(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            moves = [self.move(one) for one in value]
+            return moves if any(m is not None for m in moves) else None
+        return self.move(value)
+
+    def _apply(self, func: Any, name: str, inputs: Any, moves: Any, mutable: bool) -> list[Move]:
+        base = name.removesuffix("_") if mutable else name
+        if base not in RULES:
+            raise UncertifiedError("what follows depends on the data" if base in _VALUES else "")
+        given = tree_leaves(list(moves.values()), is_leaf=_is_move)
+        if jumps := [move for move in given if move is not None and move.jumps]:
+            return jumps[:1]
+        function = func
+        if mutable:
+            packet = getattr(torch.ops.aten, base)
+            overload = func._overloadname if func._overloadname in packet.overloads() else "default"
+            function = getattr(packet, overload.replace("out", "default"), packet)
+        seen: dict[int, Tensor] = {}
+        inputs = {k: _doubled(v, seen) for k, v in inputs.items()}
+        found = RULES[base](Call(base, function, inputs, moves, self.radius))
+        found = found if isinstance(found, list) else [found]
+        if any(not m.jumps and not m.bound < math.inf for m in found):
+            raise UncertifiedError(
+                "it may grow without limit: where inputs are bounded, pass radius="
+            )
+        return found
+
+    def _record(self, name: str, outputs: list[Any], found: list[Move], *, write: bool) -> None:
+        tensors = [t for t in outputs if isinstance(t, Tensor)]
+        hidden = Move(math.inf, jumps=f"a second result of {name!r} is not followed")
+        for i, tensor in enumerate(tensors):
+            move = found[i] if i < len(found) else hidden
+            if not tensor.is_floating_point() and not move.jumps:
+                move = Move(math.inf, jumps=f"{name!r} jumps")
+            self.put(tensor, self.near(tensor, move), write=write)
+        if name not in ("view", "t", "clone", "detach", "alias"):
+            self.steps.append(Step(self.layers[-1], name, max(m.bound for m in found)))
+
+    def near(self, tensor: Tensor, move: Move) -> Move:
+        """Narrow the range of a value on the ball around 0, on which the network runs at 0."""
+        if move.jumps:
+            return move
+        reach = times(move.bound, self.radius)
+        low, high = tensor.detach().double().aminmax() if tensor.numel() else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return move
+        return move._replace(
+            low=max(float(low) - reach, move.low), high=min(float(high) + reach, move.high)
+        )
+
+    @contextlib.contextmanager
+    def refusing(self, name: str) -> Iterator[None]:
+        """Name the operation and the module in a refusal."""
+        try:
+            yield
+        except Exception as error:
+            where = f" in layer {self.layers[-1]!r}" if self.layers[-1] else ""
+            why = f": {error}" if str(error) else ""
+            text = f"the constant of operation {name!r}{where} is not known{why}; {_WAY_OUT}"
+            self.refusal = self.refusal or text
+            # Not a TypeError, which operators of torch would take for an operand of another kind.
+            raise RuntimeError(text) from error
+
+
+class _Escapes(TorchFunctionMode):
+    """Refuses what takes a value out of torch's sight: NumPy, lists, pointers."""
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__()
+        self.walk = walk
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        moves = any(self.walk.move(one) is not None for one in args) if name in _ESCAPES else False
+        if moves and not self.walk.paused:
+            with self.walk.refusing(name):
+                raise UncertifiedError("its result cannot be followed")
+        return func(*args, **(kwargs or {}))
+
+
+def follow(
+    module: nn.Module,
+    shape: Sequence[int],
+    *,
+    radius: float = math.inf,
+    constants: Mapping[str | type[nn.Module], float] | None = None,
+) -> tuple[float, list[Step]]:
+    """Bound the constant of a module on the ball of inputs, and say how it came about."""
+    with torch.inference_mode(False), torch.no_grad():
+        network, dtype = _runnable(module, shape)
+        sample = _Sample(network, shape, dtype, radius)
+        move, steps = _walk_through(network, shape, dtype, radius, constants or {})
+        if move.jumps:
+            raise UncertifiedError(f"module may jump: {move.jumps}")
+        if not constants:
+            sample.check(move.bound)
+    return move.bound, steps
+
+
+def _walk_through(
+    network: nn.Module,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    radius: float,
+    constants: Mapping[str | type[nn.Module], float],
+) -> tuple[Move, list[Step]]:
+    walk = Walk(radius)
+    x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
+    for name, part in network.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            given = constants.get(name, constants.get(type(part)))
+            known = known_slopes(part) if given is None else _given(given)
+            part.forward = functools.partial(_visit, walk, name, part, part.forward, known)
+    y: Any = None
+    try:
+        with _plain_kernels(), _Escapes(walk), walk:
+            walk.put(x, walk.near(x, Move(1.0)))
+            y = network(x.clone())
+    except Exception as error:
+        if not walk.refusal:
+            raise UncertifiedError(f"module cannot be followed: {error}") from error
+    if walk.refusal:
+        raise UncertifiedError(walk.refusal)
+    return walk.move(y) or Move(0.0), walk.steps
+
+
+def _given(constant: float) -> Callable[..., tuple[float, float]]:
+    return lambda *_: (constant, -math.inf)
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Have recurrent and attention layers call the operations that they are made of."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(action="ignore"),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
+
+
+def _visit(
+    walk: Walk,
+    name: str,
+    module: nn.Module,
+    forward: Callable[..., Any],
+    known: Callable[..., tuple[float, float]] | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call a module, as a whole where its constant is given or follows from its class."""
+    if walk.paused:
+        return forward(*args, **kwargs)
+    walk.layers.append(name)
+    try:
+        if known is None:
+            return forward(*args, **kwargs)
+        with walk.refusing(type(module).__name__):
+            slopes = walk.elsewhere(known, *args)
+        return _as_a_whole(walk, module, forward, slopes, args, kwargs)
+    finally:
+        walk.layers.pop()
+
+
+def _as_a_whole(
+    walk: Walk,
+    module: nn.Module,
+    forward: Any,
+    slopes: tuple[float, float],
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    moves = [move for t in tensors if (move := walk.move(t)) is not None]
+    kind = type(module).__name__
+    with walk.refusing(kind):
+        for move in moves:
+            if move.jumps:
+                raise UncertifiedError(move.jumps)
+    walk.paused = True
+    try:
+        before = [t._version for t in tensors]
+        copies = {id(t): t.clone() for t in tensors}
+        copied = tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
+        result = forward(*copied[0], **copied[1])
+        changed = any(c._version for c in copies.values())
+        changed = changed or before != [t._version for t in tensors]
+    finally:
+        walk.paused = False
+    with walk.refusing(kind):
+        if changed:
+            raise UncertifiedError("it changes its input in place")
+    joint = moves[0] if len(moves) == 1 else Move(math.hypot(*(m.bound for m in moves)))
+    found = activated(joint, *slopes)
+    for tensor in tree_leaves(result):
+        if isinstance(tensor, Tensor):
+            own = found if tensor.shape == tensors[0].shape else found._replace(spread=None)
+            walk.put(tensor, walk.near(tensor, own), write=True)
+    walk.steps.append(Step(walk.layers[-1], kind, found.bound))
+    return result
+
+
+def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
+    """Steepest and flattest slope of a layer, where they say more than its operations do."""
+    if is_plain(module, nn.Softsign, nn.Tanhshrink):
+        return lambda _: (1.0, 0.0)
+    if is_plain(module, nn.RReLU):
+        slope = (module.lower + module.upper) / 2
+        return lambda _: (max(1.0, abs(slope)), min(1.0, slope))
+    if is_plain(module, nn.RMSNorm):
+        eps = torch.finfo(torch.float64).eps if module.eps is None else module.eps
+        peak = 1.0 if module.weight is None else float(module.weight.abs().max())
+        return _given(peak / math.sqrt(eps))
+    if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
+        return lambda x: (_copies(module, x), -math.inf)
+    if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
+        return lambda x: (layer_norm(module, x.shape[2:]), -math.inf)
+    return None
+
+
+def _copies(module: Any, x: Tensor) -> float:
+    """Root of how often a layer that copies entries repeats one."""
+    cells = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
+    padded = functional.pad(cells, module.padding, mode="circular")
+    return math.sqrt(int(torch.bincount(padded.flatten().long()).max()))
+
+
+def _is_move(value: Any) -> bool:
+    return isinstance(value, Move)
+
+
+def _storage(tensor: Tensor) -> int:
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
+
+
+def _multiplicity(tensor: Tensor) -> float:
+    """Root of how often a view repeats an entry of its storage."""
+    if tensor.is_contiguous():
+        return 1.0
+    cells = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
+    seen = cells.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return math.sqrt(int(torch.bincount(seen.flatten()).max()))
+
+
+def _beside(before: Move | None, move: Move) -> Move:
+    """Bound a storage of which a part was written, unknown in its constants."""
+    before = before or Move(0.0)
+    if before.jumps or move.jumps:
+        return Move(math.inf, jumps=before.jumps or move.jumps)
+    return Move(math.hypot(before.bound, move.bound))
+
+
+def _doubled(value: Any, seen: dict[int, Tensor]) -> Any:
+    """Widen to float64, and keep one tensor one."""
+    if isinstance(value, list | tuple):
+        return [_doubled(one, seen) for one in value]
+    if not isinstance(value, Tensor):
+        return value
+    wide = value.detach()
+    return seen.setdefault(id(value), wide.double() if wide.is_floating_point() else wide)
+
+
+def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, torch.dtype]:
+    """Copy a module in float64, or in its own dtype if it insists; refuse what it refuses."""
+    floating = (t.dtype for t in chain(module.parameters(), module.buffers()))
+    own = next((d for d in floating if d.is_floating_point), torch.get_default_dtype())
+    twin = frozen_copy(module)
+    for dtype in (torch.float64, own):
+        network = frozen_copy(twin).double() if dtype == torch.float64 else twin
+        try:
+            network(torch.zeros(3, *shape, dtype=dtype, device=_device(twin)))
+        except Exception as error:
+            problem = error
+        else:
+            return network, dtype
+    raise ValueError(f"module does not take inputs of shape {(*shape,)}: {problem}") from problem
+
+
+class _Sample:
+    """A few inputs and their images, which a true bound cannot contradict."""
+
+    def __init__(
+        self, network: nn.Module, shape: Sequence[int], dtype: torch.dtype, radius: float
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        base = torch.randn(3, math.prod(shape), generator=generator, dtype=torch.float64)
+        step = torch.randn(3, math.prod(shape), generator=generator, dtype=torch.float64)
+        points = torch.cat([base, base + step / 10])
+        if radius < math.inf:
+            points *= radius / points.norm(dim=1).max()
+        self.points = points.reshape(6, *shape).to(dtype).to(_device(network))
+        try:
+            images, single = network(self.points), network(self.points[:1])
+        except Exception as error:
+            raise UncertifiedError(f"module fails on a random input: {error}") from error
+        if not isinstance(images, Tensor):
+            raise UncertifiedError(
+                f"module must return one tensor, got {type(images).__name__}; certify a module "
+                "that returns one of its results, or all of them joined by torch.cat"
+            )
+        rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
+        loose = 1e-6 if dtype == torch.float64 else 1e-2
+        if rows is None or not _close(rows[:1], single, loose):
+            raise UncertifiedError(
+                "module must map each row of a batch by itself, in the same way each time; "
+                "it mixes rows, or draws random numbers"
+            )
+        self.images, self.loose = rows.double(), loose
+
+    def check(self, value: float) -> None:
+        """Refuse a bound that the slopes between the inputs exceed."""
+        distances = nn.functional.pdist(self.points.double().flatten(1))
+        steepest = float((nn.functional.pdist(self.images) / distances).max())
+        noise = self.loose * float(self.images.abs().max()) / float(distances.min())
+        if steepest > value + noise:
+            raise UncertifiedError(
+                f"the bound {value:.4g} is below a slope of {steepest:.4g} that was measured: the "
+                "module does something that cannot be followed, outside of torch perhaps"
+            )
+
+
+def _close(rows: Tensor, single: object, loose: float) -> bool:
+    if not isinstance(single, Tensor) or single.numel() != rows.numel():
+        return False
+    return torch.allclose(
+        rows, single.reshape(rows.shape), rtol=loose, atol=loose * float(rows.abs().max())
+    )
