@@ -6,6 +6,8 @@ same sentence everywhere.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,8 +71,13 @@ def check_tensor(
         raise ValueError(f"{name} must not be empty, got shape {shape}")
     if tensor.is_meta or is_fake(tensor):
         return tensor  # which has no values
-    # A NaN or an infinity shows in the extremes: one pass, and no mask as large as the tensor.
-    if finite and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+    # A NaN or an infinity shows in the sum, which is cheap, but may itself overflow; then in the
+    # extremes: one pass, and no mask as large as the tensor.
+    if (
+        finite
+        and not math.isfinite(tensor.detach().sum().item())
+        and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+    ):
         bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
         raise ValueError(
             f"{name} must be finite, got {tensor[bad].item()} at index {bad}; "

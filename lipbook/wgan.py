@@ -614,10 +614,11 @@ def gradient_norms(gradients: Tensor) -> Tensor:
     return norms
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool) -> Tensor:
     """Return the mean square of what ‖∇f‖ is away from the target, or above it."""
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        with torch.inference_mode(False), torch.enable_grad():
+            return _mean_square(critic, points, target, one_sided)
     _refuse_batch_norm(critic)
     points = constant(points).requires_grad_()
     scores = critic(points)
