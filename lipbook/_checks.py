@@ -71,6 +71,8 @@ def check_tensor(
         raise ValueError(f"{name} must not be empty, got shape {shape}")
     if tensor.is_meta or is_fake(tensor):
         return tensor  # which has no values
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return tensor  # a graph in the making has no values yet
     # A NaN or an infinity shows in the sum, which is cheap, but may itself overflow; then in the
     # extremes: one pass, and no mask as large as the tensor.
     if (

@@ -8,13 +8,14 @@ one kind of features and one number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from lipbook._checks import check_tensor
+from lipbook._checks import check_count, check_tensor
+from lipbook._layers import evaluation_mode
 from lipbook.lab.classification import train_classifier
 from lipbook.lab.data import digits, split
 from lipbook.lab.networks import mlp
@@ -152,3 +153,183 @@ def random_features(channels: int = 3, width: int = 16) -> Callable[[Tensor], Te
         return torch.cat(found, dim=1)
 
     return torch.no_grad()(features)
+
+
+class AttributeClassifier(nn.Module):
+    """Convolutions that read attributes of images, and the features that they read them from.
+
+    Parameters
+    ----------
+    image_shape : sequence of int
+        (channels, height, width) of an image; sides of 28 to 64 pixels.
+    sizes : sequence of int
+        How many values each attribute has.
+
+    Examples
+    --------
+    >>> reader = AttributeClassifier((3, 32, 32), [20, 2])
+    >>> [logits.shape[1] for logits in reader(torch.zeros(5, 3, 32, 32))]
+    [20, 2]
+    >>> reader.features(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(self, image_shape: Sequence[int], sizes: Sequence[int]) -> None:
+        super().__init__()
+        channels, side = image_shape[0], min(image_shape[1:])
+        layers: list[nn.Module] = []
+        before, width = channels, 16
+        while side > 4:
+            layers += [nn.Conv2d(before, width, 5, stride=2, padding=2), nn.ReLU()]
+            before, width, side = width, min(2 * width, 64), (side + 1) // 2
+        self.features = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(before * side * side, 64), nn.ReLU()
+        )
+        self.heads = nn.Linear(64, sum(sizes))
+        self.sizes = list(sizes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of each attribute."""
+        return self.heads(self.features(images)).split(self.sizes, dim=1)
+
+
+def train_attributes(
+    reader: AttributeClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> None:
+    """Train a reader in place on images and one label an attribute, and leave it for evaluation.
+
+    Parameters
+    ----------
+    reader : AttributeClassifier
+        On the device of the images.
+    images : Tensor, shape (n, channels, height, width)
+        Floating point.
+    labels : Tensor, shape (n, attributes)
+        int64.
+    epochs, lr, batch_size, seed
+        Of Adam; the seed decides the order of the images.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> images = torch.rand(64, 1, 28, 28) * torch.tensor([0.0, 1.0]).repeat(32)[:, None, None, None]
+    >>> reader, labels = AttributeClassifier((1, 28, 28), [2]), torch.tensor([[0], [1]]).repeat(32, 1)
+    >>> train_attributes(reader, images, labels, epochs=20)
+    >>> (reader(images)[0].argmax(1) == labels[:, 0]).float().mean().item()
+    1.0
+    """
+    optimizer = torch.optim.Adam(reader.parameters(), lr=lr)
+    order = torch.Generator().manual_seed(seed)
+    reader.train()
+    for _ in range(check_count(epochs, "epochs")):
+        for batch in torch.randperm(len(images), generator=order).split(batch_size):
+            places = batch.to(images.device)
+            answers = zip(reader(images[places]), labels[places].T, strict=True)
+            losses = [nn.functional.cross_entropy(logits, truth) for logits, truth in answers]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    reader.eval()
+
+
+class Yardstick:
+    """How near generated images come to real ones, as a reader of attributes sees them.
+
+    Parameters
+    ----------
+    reader : AttributeClassifier
+        Trained on other images of the same kind.
+    real : Tensor, shape (n, channels, height, width)
+        The images to compare with, which neither the reader nor the generator has seen.
+    neighbours : int, default 5
+        The k of `coverage`.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> real, fake = torch.rand(2, 50, 1, 28, 28)
+    >>> yardstick = Yardstick(AttributeClassifier((1, 28, 28), [10]), real)
+    >>> sorted(yardstick.judge(fake))
+    ['confident', 'coverage', 'distance']
+    >>> yardstick.judge(real)["coverage"]
+    1.0
+    """
+
+    def __init__(self, reader: AttributeClassifier, real: Tensor, *, neighbours: int = 5) -> None:
+        self.reader, self.neighbours = reader, neighbours
+        self.real, self.confident = self._seen(real)
+
+    def judge(self, fake: Tensor) -> dict[str, float]:
+        """Return the three numbers of a sample.
+
+        Parameters
+        ----------
+        fake : Tensor, shape (m, channels, height, width)
+            On the device of the reader.
+
+        Returns
+        -------
+        dict
+            ``distance``: `frechet_distance` in the reader's 64 features, infinite if an image is
+            not finite. ``confident``: the share of images of which the reader names every
+            attribute with a probability of at least 0.9. ``coverage``: see the function.
+        """
+        if not bool(fake.isfinite().all()):
+            return {"distance": float("inf"), "confident": 0.0, "coverage": 0.0}
+        features, confident = self._seen(fake)
+        return {
+            "distance": frechet_distance(self.real, features),
+            "confident": confident,
+            "coverage": coverage(self.real, features, neighbours=self.neighbours),
+        }
+
+    @torch.no_grad()
+    def _seen(self, images: Tensor) -> tuple[Tensor, float]:
+        """Return the features, and the share of images that are read with confidence."""
+        features, sure = [], []
+        with evaluation_mode(self.reader):
+            for batch in images.split(500):
+                features.append(self.reader.features(batch))
+                heads = self.reader.heads(features[-1]).split(self.reader.sizes, dim=1)
+                tops = torch.stack([logits.softmax(1).amax(1) for logits in heads])
+                sure.append((tops >= 0.9).all(0))
+        return torch.cat(features), float(torch.cat(sure).float().mean())
+
+
+def coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> float:
+    """Share of the real points that have a fake one nearer than their k-th real neighbour.
+
+    Naeem et al. (2020): it falls where modes are missing, which a few good samples do not.
+
+    Parameters
+    ----------
+    real, fake : Tensor, shape (n, d) and (m, d)
+        Features; n must be above `neighbours`.
+    neighbours : int, default 5
+        The k.
+
+    Returns
+    -------
+    float
+        From 0 to 1. About 1 − 2⁻ᵏ for a second real sample of the same size.
+
+    Examples
+    --------
+    >>> real = torch.arange(8.0)[:, None]
+    >>> coverage(real, real[:4], neighbours=1)  # all that are nearer than 1 to one of 0, 1, 2, 3
+    0.5
+    >>> coverage(real, real, neighbours=8)
+    Traceback (most recent call last):
+    ValueError: real must have more than 8 rows, got 8
+    """
+    if len(real) <= check_count(neighbours, "neighbours"):
+        raise ValueError(f"real must have more than {neighbours} rows, got {len(real)}")
+    radii = torch.cdist(real, real).kthvalue(neighbours + 1, dim=1).values
+    return float((torch.cdist(real, fake).amin(1) < radii).float().mean())

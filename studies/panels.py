@@ -1,0 +1,148 @@
+"""Chapter 6's study of the article's two panels: its example on faces, divided inside or after.
+
+The article shows faces from its own Keras example, once with the weights divided after each step
+and once with the division inside the forward pass. Here are both, with the example's networks,
+optimizer and schedule at 64×64, on drawn faces, at its width or a fraction of it: the weights
+divided inside by the article's estimate (r = 5 from ones, differentiated) or by one warm step of
+power iteration, or after the step by the article's estimate or exactly; with BatchNorm in the
+critic, its γ divided or free, or without. Initial weights are torch's, not Keras's.
+
+Parts, in order of priority. "equal": every variant at the article's step size, 2e-4, at a quarter
+of the width, and the main pair also at half and at full width. "tuning" and "best": the main
+variants on two further seeds at four step sizes, then each at the one that ended nearest.
+
+Cost, guessed before the run, of one generator step with its five critic steps on an H100: 10 ms at
+full width (0.8 TFLOP in TF32), 3 ms at half, 1 ms at a quarter, where a dozen run side by side. So
+27 runs of 4,000 steps at a quarter, 6 of 4,000 at half and 2 of 4,000 at full width are some 30,
+70 and 80 s of the whole card; tuning and best, 32 runs of 1,000 and 12 of 4,000, 30 s. On one core
+of a CPU a step at a quarter of the width takes half a second: a table like it takes days there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lipbook.lab.gan import Rules
+from studies._pictures import networks, normalize, project, watched
+
+KIND, LATENT_DIM = "faces 64", 100
+LR, BATCH_SIZE, CRITIC_STEPS = 2e-4, 64, 5
+STOPS = (1, 30, 100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000)
+
+#: Where the weights are divided, and by which norm.
+INSIDE, AFTER = "inside, article", "after, article"
+DIVISIONS = (INSIDE, AFTER, "inside, warm", "after, exact")
+#: BatchNorm in the critic and what happens to its γ.
+NORMS = ("γ divided", "none", "γ free")
+#: What is trained: all four with and without BatchNorm, and the article's with a free γ.
+VARIANTS = (*product(DIVISIONS, ("γ divided", "none")), (INSIDE, "γ free"))
+#: The article's two panels, and the same without BatchNorm.
+MAIN = ((INSIDE, "γ divided"), (AFTER, "γ divided"))
+TUNED = (*MAIN, (INSIDE, "none"), (AFTER, "none"))
+STEP_SIZES = (5e-5, 2e-4, 7e-4, 2e-3)
+SEEDS, TUNING_SEEDS = (0, 1, 2), (100, 101)
+
+#: How far the logarithm of a distance may be off where it is measured on another kind of machine,
+#: in the rows of `beginning`. Later, trainings part.
+TOLERANCE = {"log distance": 0.35}
+
+#: The claims whose criteria it is measured under.
+CLAIMS = ("SP7", "SP8", "SP9")
+
+Cell = dict[str, Any]
+
+
+def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
+    """List the runs by priority; those of "best" need the rows of "tuning", and wait for them."""
+    full, half, quarter, steps = (4, 3, 2, 2) if tiny else (64, 32, 16, STOPS[-1])
+    short = 1 if tiny else 1000
+
+    def cell(part: str, variant: tuple[str, str], width: int, steps: int, lr: float, seed: int) -> Cell:
+        division, norm = variant
+        names = {"part": part, "division": division, "norm": norm, "width": width}
+        return {**names, "lr": lr, "steps": steps, "seed": seed}
+
+    plan = [cell("equal", variant, quarter, steps, LR, 0) for variant in VARIANTS]
+    plan += [cell("equal", variant, full, steps, LR, 0) for variant in MAIN]
+    plan += [cell("equal", v, quarter, steps, LR, seed) for seed in SEEDS[1:] for v in VARIANTS]
+    plan += [cell("equal", v, half, steps, LR, seed) for seed in SEEDS for v in MAIN]
+    tuning = [
+        cell("tuning", v, quarter, short, lr, seed)
+        for v, lr, seed in product(TUNED, STEP_SIZES, TUNING_SEEDS)
+    ]
+    if found is not None:
+        for variant in TUNED:
+            lr = best(found, variant, len(STEP_SIZES) * len(TUNING_SEEDS), short)
+            if lr is not None:
+                tuning += [cell("best", variant, quarter, steps, lr, seed) for seed in SEEDS]
+    return plan + tuning
+
+
+def best(
+    table: pd.DataFrame, variant: tuple[str, str], runs: int, last: int
+) -> float | None:
+    """Return the step size with the least mean logarithm of the last distance in "tuning".
+
+    None as long as one of its `runs` has not ended. A run that broke down counts as far off.
+    """
+    division, norm = variant
+    own = table[
+        (table["part"] == "tuning") & (table["division"] == division) & (table["norm"] == norm)
+    ]
+    ends = own.sort_values("step").groupby(["lr", "seed"]).tail(1)
+    if len(ends) < runs:
+        return None
+    off = np.where(ends["step"] == last, ends["log distance"], np.inf)
+    return float(ends.assign(off=off).groupby("lr")["off"].mean().idxmin())
+
+
+def watch(
+    part: str,  # noqa: ARG001  (why it is trained, not how)
+    division: str,
+    norm: str,
+    width: int,
+    lr: float,
+    steps: int,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Train one variant, and yield what the yardstick says along the way, with its images."""
+    nets = networks(KIND, width, LATENT_DIM, seed, batch_norm=norm != "none")
+    where, how = division.split(", ")
+    if where == "inside":
+        normalize(nets[1], how, scales=norm == "γ divided")
+    seen = watched(
+        KIND,
+        nets,
+        Rules(critic_steps=CRITIC_STEPS, critic_lr=lr, generator_lr=lr, batch_size=BATCH_SIZE),
+        latent_dim=LATENT_DIM,
+        stops=[stop for stop in STOPS if stop < steps] + [steps],
+        seed=seed,
+        after_step=project(how) if where == "after" else None,
+        n_judged=2000 if width > 4 else 100,
+    )
+    for row in seen:
+        distance = row.pop("distance")
+        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
+
+
+def measure(**cell: Any) -> list[dict[str, Any]]:
+    """Return the rows of one cell, without the images."""
+    return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
+
+
+def repeatable(table: pd.DataFrame) -> list[Cell]:
+    """Return the cells whose beginning a CPU can repeat, for `workflow.study.recheck`."""
+    names = ["part", "division", "norm", "width", "lr", "steps", "seed"]
+    narrow = table[(table["width"] <= 16) & (table["part"] != "tuning")]
+    return narrow[names].drop_duplicates().to_dict("records")
+
+
+def beginning(**cell: Any) -> list[dict[str, Any]]:
+    """Return the rows of the first 30 steps of a cell."""
+    rows = [row for row, _ in zip(watch(**cell), range(2), strict=False)]
+    return [{k: v for k, v in row.items() if k != "grid"} for row in rows]
