@@ -102,7 +102,9 @@ def networks(
     return generator_net.to(device()), critic.to(device())
 
 
-def normalize(critic: nn.Sequential, how: str, *, scales: bool = True, coefficient: float = 1.0) -> None:
+def normalize(
+    critic: nn.Sequential, how: str, *, scales: bool = True, coefficient: float = 1.0
+) -> None:
     """Divide the weights inside the forward pass: "article" (r = 5 from ones) or "warm".
 
     The γ of BatchNorms too if `scales`: by their length, or by the norm of the layer.
@@ -123,7 +125,7 @@ def project(how: str) -> Callable[[nn.Module], None]:
 
 @torch.no_grad()
 def project_exactly(critic: nn.Module) -> None:
-    """Divide by `norm_by_squaring`, and γ by the norm of its layer; nothing waits for the device."""
+    """Divide by `norm_by_squaring`, and γ by the norm of its layer, with no wait for the device."""
     for layer in critic.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert isinstance(layer.running_var, Tensor)

@@ -23,6 +23,7 @@ import importlib
 import inspect
 import io
 import json
+import math
 import multiprocessing as mp
 import os
 import platform
@@ -49,7 +50,9 @@ import studies
 Cell = dict[str, Any]
 
 _REFRESH = 3.0  # seconds between two looks for cells that earlier rows make possible
-_PROBE = "import torch; torch.ones(9, device='cuda').sum().item(); print(torch.cuda.get_device_name())"
+_PROBE = (
+    "import torch; torch.ones(9, device='cuda').sum().item(); print(torch.cuda.get_device_name())"
+)
 
 
 class Worker(NamedTuple):
@@ -112,15 +115,20 @@ class Book:
 
     def look(self) -> bool:
         """Plan anew with what has been found, and tell if something is left to measure."""
-        self.waiting = [c for c in self._planned() if key(c) not in self.begun]
         self.looked = time.monotonic()
+        try:
+            planned = self._planned()
+        except Exception:  # of one study: the others go on, and this one with what it had planned
+            traceback.print_exc()
+            planned = self.waiting
+        self.waiting = [cell for cell in planned if key(cell) not in self.begun]
         return bool(self.waiting)
 
     def fail(self, cell: Cell, why: str) -> None:
         """Have a cell measured once more; if that is the second time, it ends without a result."""
         self.write({"cell": cell, "failed": why})
         if key(cell) in self.failed:
-            self.write({"cell": cell, "row": {}})
+            self.write({"cell": cell, "row": {"step": 0}})
             self.write({"cell": cell, "seconds": 0.0})
         else:
             self.failed.add(key(cell))
@@ -151,8 +159,15 @@ def key(cell: Mapping[str, Any]) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-def run(names: list[str], folder: Path, *, minutes: float, workers: int, tiny: bool) -> None:
-    """Measure what fits in some minutes; `names` may repeat one, whose share of the workers grows."""
+def run(
+    names: list[str],
+    folder: Path,
+    *,
+    minutes: float = math.inf,
+    workers: int,
+    tiny: bool = False,
+) -> None:
+    """Measure what fits in some minutes; a name that comes twice has twice the share of workers."""
     deadline = time.monotonic() + 60 * minutes
     folder.mkdir(parents=True, exist_ok=True)
     books = {name: Book(name, folder, tiny=tiny) for name in dict.fromkeys(names)}
@@ -160,7 +175,7 @@ def run(names: list[str], folder: Path, *, minutes: float, workers: int, tiny: b
     together = [name for name in names if name not in alone]
     with _sharing_the_gpu() as mps:
         for name in books:
-            _write_facts(name, folder, {"workers": workers, "MPS": mps, "minutes": minutes})
+            _write_facts(name, folder, {"workers": workers, "MPS": mps})
         if alone:
             _measure({n: books[n] for n in alone}, alone, deadline, 1)
         if together:
@@ -181,7 +196,8 @@ def _measure(books: dict[str, Book], names: list[str], deadline: float, workers:
         while time.monotonic() < deadline:
             idle = [worker for worker in idle if not _sent(worker, books, busy)]
             if not busy:
-                if not any([book.look() for book in books.values()]):
+                left_over = [book.look() for book in books.values()]  # all of them look
+                if not any(left_over):
                     return
                 continue
             left = deadline - time.monotonic()
@@ -341,17 +357,19 @@ def _printed(command: list[str]) -> str:
 
 
 def criteria(claims: Sequence[str]) -> dict[str, str]:
-    """Return a digest of the text of each of these claims in the catalogue, criteria included."""
+    """Return a digest of the text of each criterion of these claims in the catalogue."""
     catalogue = studies.folder().parent / "claims.yml"
     if not catalogue.exists():
         return {}
     entries = re.split(r"(?m)^  - id: ", catalogue.read_text(encoding="utf-8"))
-    found = {entry.split()[0]: entry.strip() for entry in entries[1:]}
-    return {
-        name: hashlib.sha256(found[name].encode()).hexdigest()[:12]
-        for name in claims
-        if name in found
-    }
+    found = {}
+    for entry in entries[1:]:
+        if (claim := entry.split()[0]) in claims:
+            for text in re.findall(r"(?s)- (\{id: .*?\})", entry):
+                name = re.match(r"\{id: (\w+)", text)
+                digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
+                found[f"{claim}.{name[1] if name else ''}"] = digest
+    return found
 
 
 def main() -> None:

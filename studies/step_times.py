@@ -1,4 +1,4 @@
-"""Chapter 6's study of SP6: what a step with spectral normalization costs beside one with a penalty.
+"""Chapter 6's study of SP6: the time of a step with spectral normalization and with a penalty.
 
 Cycles of five critic steps and one generator step of every method in turn, so that whatever else
 the machine does meets all of them; on a GPU as one CUDA graph, and launched one operation at a
@@ -53,7 +53,7 @@ def cells(*, tiny: bool = False) -> list[Cell]:
 
 
 def measure(network: str, way: str, cycles: int, seed: int) -> list[dict[str, Any]]:
-    """Return the median time of a cycle of each method, over its critic steps, and the quartiles."""
+    """Return the median time of a cycle of each method, over its critic steps, and quartiles."""
     kind, width = NETWORKS[network]
     place = torch.device("cpu") if way == "one core" else _pictures.device()
     pixels = images(kind).pixels.to(place)
@@ -68,8 +68,7 @@ def measure(network: str, way: str, cycles: int, seed: int) -> list[dict[str, An
             pixels,
             Rules(penalty=method if method not in ("plain", "SN") else "none"),  # type: ignore[arg-type]
             latent_dim=LATENT_DIM,
-            stops=[warm_up]
-            + [warm_up + cycles * (k + 1) for k in range(rounds)],
+            stops=[warm_up] + [warm_up + cycles * (k + 1) for k in range(rounds)],
             seed=seed,
             graphs=way == "graph",
         )

@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     gather.add_argument("--target", type=Path, required=True)
     gather.set_defaults(command=_study_table)
 
+    rows = commands.add_parser(
+        "study-rows", help="make the table of what studies._pool has written"
+    )
+    rows.add_argument("name")
+    rows.add_argument("folder", type=Path)
+    rows.set_defaults(command=_study_rows)
+
     stage = commands.add_parser("stage", help="lay out the tree that Sphinx reads")
     stage.add_argument("executed", nargs="*", type=Path)
     stage.add_argument("--target", type=Path, required=True)
@@ -158,7 +165,7 @@ def _refreshed(name: str) -> None:
 def _study(options: argparse.Namespace) -> None:
     from workflow import graph, study
 
-    cells = study.module(options.name).cells()
+    experiment = study.module(options.name)
     if options.check is not None:
         if options.check < 1:
             raise WorkflowError(f"CHECK must be at least 1, got {options.check}")
@@ -167,7 +174,13 @@ def _study(options: argparse.Namespace) -> None:
         print(found.max().to_string(float_format="{:.2g}".format))
         return
     table = BUILD / "studies" / f"{options.name}.csv"
-    config = {"study_parts": min(_STUDY_PARTS, len(cells))}
+    if hasattr(experiment, "repeatable"):  # for a GPU, or days: by a pool, which may be stopped
+        from studies import _pool
+
+        _pool.run([options.name], BUILD / "pool", workers=options.cores)
+        study.gather_rows(options.name, BUILD / "pool", STUDIES / table.name)
+        return
+    config = {"study_parts": min(_STUDY_PARTS, len(experiment.cells()))}
     graph.run([str(table.relative_to(ROOT))], config, cores=options.cores, work="study")
     STUDIES.mkdir(exist_ok=True)
     for path in (table, table.with_suffix(".json")):
@@ -185,6 +198,12 @@ def _study_table(options: argparse.Namespace) -> None:
     from workflow.study import gather
 
     gather(options.name, options.parts, options.target)
+
+
+def _study_rows(options: argparse.Namespace) -> None:
+    from workflow.study import gather_rows
+
+    gather_rows(options.name, options.folder, STUDIES / f"{options.name}.csv")
 
 
 def _lint(_: argparse.Namespace) -> None:

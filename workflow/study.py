@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import studies
 from lipbook.notebook import runtime
+from studies import _pool
 from workflow.project import WorkflowError
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
@@ -74,14 +75,51 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
     _write_facts(facts, target.with_suffix(".json"))
 
 
+def gather_rows(name: str, folder: Path, target: Path) -> None:
+    """Make the table and its provenance of what `studies._pool` has written into a folder.
+
+    Rows of a cell that did not end are kept where the study says ``PARTIAL = True``: a training
+    that ran out of time is a shorter training.
+    """
+    experiment = module(name)
+    order: dict[str, int] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    seconds: dict[str, float] = {}
+    for entry in _pool.read(folder / f"{name}.jsonl"):
+        cell = _pool.key(entry["cell"])
+        order.setdefault(cell, len(order))
+        if "begin" in entry and cell not in seconds:
+            rows[cell] = []
+        elif "row" in entry:
+            rows[cell].append({**entry["cell"], **entry["row"]})
+        elif "seconds" in entry:
+            seconds[cell] = entry["seconds"]
+    kept = [cell for cell in order if cell in seconds or getattr(experiment, "PARTIAL", False)]
+    table = pd.DataFrame([row for cell in kept for row in rows.get(cell, [])])
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    facts = {
+        **{key: value for key, value in facts.items() if key != "code"},
+        "cells": len(kept),
+        "cells that did not end": len(order) - len(seconds),
+        "rows": len(table),
+        "minutes of all workers": round(sum(seconds.values()) / 60, 1),
+        "code": facts["code"],
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(target, index=False, float_format=_DIGITS)
+    _write_facts(facts, target.with_suffix(".json"))
+
+
 def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:
-    """Repeat one cell; return, column by column, its deviation over what is tolerated.
+    """Repeat one cell, or its beginning; return each column's deviation over what is tolerated.
 
     Above 1, the table is not reproduced. Cells, steps and missing values have to be the same.
     """
     experiment = module(name)
     again = _rows(experiment, cell).reset_index(drop=True)
     stored = studies.rows(table, cell).reset_index(drop=True)
+    if hasattr(experiment, "beginning"):  # the rest takes a GPU
+        stored = stored.iloc[: len(again)]
     same_steps = "step" not in again or again["step"].tolist() == stored["step"].tolist()
     if len(again) != len(stored) or list(again) != list(stored) or not same_steps:
         raise WorkflowError(f"{name}: {cell} has other rows or columns than the table")
@@ -97,6 +135,14 @@ def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Serie
     return pd.Series(worst)
 
 
+def repeatable(name: str, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the cells of a table that this machine can repeat, or the beginnings of."""
+    experiment = module(name)
+    some = getattr(experiment, "repeatable", None)
+    cells: list[dict[str, Any]] = experiment.cells() if some is None else some(table)
+    return cells
+
+
 def recheck(name: str, count: int) -> pd.DataFrame:
     """Repeat `count` random cells; if they agree, vouch for the table with the code of today.
 
@@ -106,10 +152,10 @@ def recheck(name: str, count: int) -> pd.DataFrame:
         If one of them does not.
     """
     path = studies.folder() / f"{name}.csv"
-    cells = module(name).cells()
     if not path.exists():
         raise WorkflowError(f"{name} has no table yet: leave CHECK out to measure it")
     table = pd.read_csv(path)
+    cells = repeatable(name, table)
     chosen = random.SystemRandom().sample(cells, min(count, len(cells)))
     found = []
     for cell in tqdm(chosen, desc=name, unit="cell"):
@@ -130,7 +176,7 @@ def recheck(name: str, count: int) -> pd.DataFrame:
 def _rows(experiment: ModuleType, cell: dict[str, Any]) -> pd.DataFrame:
     """Measure one cell on one thread, as a table with the cell's columns first."""
     runtime.start(cell["seed"], "cpu", threads=1)
-    found = experiment.measure(**cell)
+    found = getattr(experiment, "beginning", experiment.measure)(**cell)
     results = [found] if isinstance(found, dict) else found
     return pd.DataFrame([{**cell, **result} for result in results])
 

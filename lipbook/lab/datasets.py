@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lipbook._checks import check_count
-from lipbook.lab.data import LabelledData
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -70,7 +69,7 @@ _VARIED: dict[str, tuple[str, ...]] = {
 
 
 class Pictures(NamedTuple):
-    """Bytes, shape (n, channels, height, width), and int64 labels, one row a picture or one number."""
+    """Bytes, shape (n, channels, height, width), and int64 labels, (n,) or (n, attributes)."""
 
     pixels: Tensor
     labels: Tensor
@@ -155,7 +154,7 @@ def mnist() -> Pictures:
 
 
 def stored(name: str, n: int, make: Callable[[], Arrays]) -> Arrays:
-    """Return the first `n` rows at least of what `make` makes, from ``build/data`` where it is kept.
+    """Return what `make` makes, from ``build/data`` if that has `n` rows of it at least.
 
     Outside a clone, nothing is kept.
     """
@@ -193,7 +192,9 @@ def _drawn(n: int, seed: int, size: int) -> Arrays:
         rng = np.random.default_rng([seed, number])
         label = [int(rng.integers(len(values))) for values in ATTRIBUTES.values()]
         varied = {key: str(rng.choice(values)) for key, values in _VARIED.items()}
-        chosen = {key: values[i] for (key, values), i in zip(ATTRIBUTES.items(), label, strict=True)}
+        chosen = {
+            key: values[i] for (key, values), i in zip(ATTRIBUTES.items(), label, strict=True)
+        }
         labels.append(label)
         images.append(_face(chosen | varied, size))
     return {"pixels": np.stack(images), "labels": np.array(labels)}

@@ -219,8 +219,9 @@ def train_attributes(
     Examples
     --------
     >>> _ = torch.manual_seed(0)
-    >>> images = torch.rand(64, 1, 28, 28) * torch.tensor([0.0, 1.0]).repeat(32)[:, None, None, None]
-    >>> reader, labels = AttributeClassifier((1, 28, 28), [2]), torch.tensor([[0], [1]]).repeat(32, 1)
+    >>> labels = torch.tensor([[0], [1]]).repeat(32, 1)
+    >>> images = torch.rand(64, 1, 28, 28) * labels[:, :, None, None]
+    >>> reader = AttributeClassifier((1, 28, 28), [2])
     >>> train_attributes(reader, images, labels, epochs=20)
     >>> (reader(images)[0].argmax(1) == labels[:, 0]).float().mean().item()
     1.0

@@ -168,6 +168,9 @@ class Claim(_Entry):
     studies: tuple[str, ...] = ()
     """The studies whose tables the criteria are held against."""
     criteria: tuple[Criterion, ...] = ()
+    planned: tuple[Criterion, ...] = ()
+    """Criteria of a study that has not been measured yet: the verdict does not know them. They move
+    to `criteria`, as they are, with the table."""
     verdict: Verdict
     finding: str = ""
     """One sentence: what we found."""
@@ -186,7 +189,7 @@ class Claim(_Entry):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Claim:
-        names = [criterion.id for criterion in self.criteria]
+        names = [criterion.id for criterion in (*self.criteria, *self.planned)]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two criteria have the id {', '.join(sorted(doubled))}")
         if self.criteria and not any(c.role == "decides" for c in self.criteria):
