@@ -12,8 +12,9 @@ from tqdm import trange
 
 from lipbook._checks import check_count, check_labelled, check_positive
 from lipbook._layers import evaluation_mode
-from lipbook.lab.data import Splits, digits, split
+from lipbook.lab.data import LabelledData, Splits, digits, split
 from lipbook.lab.networks import mlp
+from lipbook.lipschitz import l2_attack
 
 
 @torch.inference_mode(False)
@@ -193,3 +194,49 @@ def digits_reader(
     shuffle = torch.Generator().manual_seed(seed)
     train_classifier(network, *splits.train, epochs=60, generator=shuffle)
     return network, splits
+
+
+def first_flipped(network: nn.Module, test: LabelledData, *, radius: float = 0.5) -> int:
+    """Find the image that chapters 1 to 3 follow: the first one that a short aimed step flips.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From inputs to logits.
+    test : LabelledData
+        Inputs in [0, 1], which the step does not leave.
+    radius : float, default 0.5
+        Length of the step, in the l2 norm, by `l2_attack`.
+
+    Returns
+    -------
+    int
+        The index of the first input that the network reads as its label says, and misreads after
+        the step.
+
+    Raises
+    ------
+    ValueError
+        If no step of that length flips a correct answer.
+
+    Examples
+    --------
+    >>> images = torch.tensor([[0.9, 0.1], [0.4, 0.5], [0.5, 0.4]])
+    >>> test = LabelledData(images, torch.tensor([0, 0, 0]))  # the second is misread
+    >>> first_flipped(nn.Identity(), test, radius=0.2)
+    2
+    >>> first_flipped(nn.Identity(), test, radius=0.01)
+    Traceback (most recent call last):
+    ValueError: a step of radius=0.01 flips none of the 2 correct answers; a longer one may
+    """
+    inputs, labels = test
+    attacked = l2_attack(network, inputs, labels, radius, box=(0, 1))
+    with torch.no_grad(), evaluation_mode(network):
+        correct = network(inputs).argmax(1) == labels
+        flipped = correct & (network(attacked).argmax(1) != labels)
+    if not bool(flipped.any()):
+        raise ValueError(
+            f"a step of {radius=} flips none of the {int(correct.sum())} correct answers; "
+            "a longer one may"
+        )
+    return int(flipped.nonzero()[0])
