@@ -126,7 +126,9 @@ def provenance(name: str) -> pd.DataFrame:
     Traceback (most recent call last):
     ValueError: no study 'weather'; there are ...
     """
-    facts = {k: v for k, v in _facts(name).items() if k != "code"}
+    facts = {k: v for k, v in _facts(name).items() if k not in ("code", "criteria")}
+    if criteria := _facts(name).get("criteria"):
+        facts["criteria stated in"] = f"commit {criteria['commit'][:10]}"
     facts["code changed since"] = ", ".join(changed(name)) or "no"
     return pd.DataFrame({"value": [str(v) for v in facts.values()]}, index=list(facts))
 

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 STUDIES = BOOK / "studies"
+CATALOGUE = BOOK / "claims.yml"
 BUILD = ROOT / "build"
 SITE = BUILD / "html"
 PACKAGES = ("lipbook", "studies")
@@ -54,7 +55,7 @@ def pages() -> list[Path]:
 
 def claims_of(chapter: str) -> list[dict[str, Any]]:
     """Return a chapter's entries in the catalogue, as they stand there."""
-    catalogue = yaml.safe_load((BOOK / "claims.yml").read_text(encoding="utf-8"))
+    catalogue = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
     return [entry for entry in catalogue["claims"] if entry["chapter"] == chapter]
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import platform
 import random
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 import studies
 from lipbook.notebook import runtime
+from lipbook.notebook.catalogue import criteria_for
 from studies import _pool
-from workflow.project import WorkflowError
+from workflow.project import CATALOGUE, ROOT, WorkflowError
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
 _DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
@@ -39,7 +41,7 @@ def measure_part(name: str, part: int, of: int, output: Path) -> None:
     """Measure every `of`-th cell from `part` on, and write the rows whole or not at all."""
     experiment = module(name)
     cells = list(enumerate(experiment.cells()))[part::of]
-    begin = time.perf_counter()
+    begin, criteria = time.perf_counter(), stated(name)
     table = pd.concat(
         [
             _rows(experiment, cell).assign(**{_ORDER: index})
@@ -48,6 +50,7 @@ def measure_part(name: str, part: int, of: int, output: Path) -> None:
         or [pd.DataFrame({_ORDER: []})]
     )
     table.attrs["seconds"] = time.perf_counter() - begin
+    table.attrs["criteria"] = criteria
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
     table.to_pickle(partial)
@@ -68,6 +71,7 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "NumPy": np.__version__,
+        "criteria": _stated_before_all([part.attrs.get("criteria", {}) for part in tables]),
         "code": studies.digests(name),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,47 @@ def gather_rows(name: str, folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(target, index=False, float_format=_DIGITS)
     _write_facts(facts, target.with_suffix(".json"))
+
+
+def stated(name: str) -> dict[str, Any]:
+    """Return the criteria that a study's table is to be held against, as they stand in git now.
+
+    Returns
+    -------
+    dict
+        ``commit``, the one that last changed the catalogue, and ``digests`` by claim and criterion.
+        Empty where the catalogue has changes that are not committed, or there is no git: criteria
+        that nobody else can see do not count as stated.
+    """
+    try:
+        changed = _git("status", "--porcelain", "--", str(CATALOGUE))
+        commit = _git("log", "-1", "--format=%H", "--", str(CATALOGUE))
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {} if changed or not commit else {"commit": commit, "digests": criteria_for(name)}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _stated_before_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the criteria that stood, unchanged, when each part of a table was begun."""
+    if not all(parts):
+        return {}
+    digests = [part["digests"] for part in parts]
+    return {
+        "commit": parts[0]["commit"],
+        "digests": {
+            claim: {
+                name: digest
+                for name, digest in criteria.items()
+                if all(other.get(claim, {}).get(name) == digest for other in digests)
+            }
+            for claim, criteria in digests[0].items()
+        },
+    }
 
 
 def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:

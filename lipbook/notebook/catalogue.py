@@ -275,6 +275,22 @@ def find(claim_id: str) -> Claim:
     return claims[claim_id]
 
 
+def criteria_for(study: str) -> dict[str, dict[str, str]]:
+    """Return the digests of the criteria that a study's table is held against.
+
+    Returns
+    -------
+    dict
+        By claim, then by criterion. It goes into the table's provenance, so that a criterion that
+        was changed after the measurement, or stated after it, is seen.
+    """
+    return {
+        claim.id: {criterion.id: criterion.digest for criterion in claim.criteria}
+        for claim in catalogue(catalogue_path()).values()
+        if study in claim.studies
+    }
+
+
 def schema() -> dict[str, Any]:
     """Return the format of the catalogue as a JSON Schema."""
     return {

@@ -68,6 +68,53 @@ def test_parts_join_into_one_table_in_the_order_of_the_cells(table):
     assert studies.provenance("toy").loc[["cells", "rows"], "value"].tolist() == ["12", "24"]
 
 
+def stating(monkeypatch: pytest.MonkeyPatch, *answers: str, **digests: dict[str, str]) -> None:
+    """Have git give these answers, and the catalogue these criteria."""
+    replies = iter(answers)
+    monkeypatch.setattr(measuring, "_git", lambda *_: next(replies))
+    monkeypatch.setattr(measuring, "criteria_for", lambda name: digests if name == "toy" else {})
+
+
+def test_a_part_knows_the_criteria_that_it_was_measured_under(toy, tmp_path, monkeypatch):
+    stating(monkeypatch, "", "abc123", T1={"size": "0f"})
+    measuring.measure_part("toy", 0, 5, tmp_path / "0.pickle")
+    found = pd.read_pickle(tmp_path / "0.pickle").attrs["criteria"]
+    assert found == {"commit": "abc123", "digests": {"T1": {"size": "0f"}}}
+
+
+def test_criteria_that_are_not_committed_do_not_count_as_stated(toy, tmp_path, monkeypatch):
+    stating(monkeypatch, " M book/claims.yml", "abc123", T1={"size": "0f"})
+    assert measuring.stated("toy") == {}
+
+
+def test_without_git_no_criteria_are_stated(toy, monkeypatch):
+    monkeypatch.setattr(measuring, "ROOT", toy.parent)
+    assert measuring.stated("toy") == {}
+
+
+def test_the_provenance_has_the_criteria_that_stood_before_every_part(toy, tmp_path, monkeypatch):
+    parts = [tmp_path / "0.pickle", tmp_path / "1.pickle"]
+    stating(monkeypatch, "", "abc1234567890", T1={"size": "0f", "other": "1e"}, T2={"size": "2d"})
+    measuring.measure_part("toy", 0, 2, parts[0])
+    stating(monkeypatch, "", "def4567890123", T1={"size": "0f", "other": "9a"})
+    measuring.measure_part("toy", 1, 2, parts[1])
+    measuring.gather("toy", parts, tmp_path / "tables" / "toy.csv")
+    facts = json.loads((tmp_path / "tables" / "toy.json").read_text())
+    expected = {"commit": "abc1234567890", "digests": {"T1": {"size": "0f"}, "T2": {}}}
+    assert facts["criteria"] == expected
+    assert studies.provenance("toy").loc["criteria stated in", "value"] == "commit abc1234567"
+
+
+def test_a_part_without_criteria_leaves_none_stated(toy, tmp_path, monkeypatch):
+    parts = [tmp_path / "0.pickle", tmp_path / "1.pickle"]
+    stating(monkeypatch, "", "abc123", T1={"size": "0f"})
+    measuring.measure_part("toy", 0, 2, parts[0])
+    stating(monkeypatch, " M", "abc123", T1={"size": "0f"})
+    measuring.measure_part("toy", 1, 2, parts[1])
+    measuring.gather("toy", parts, tmp_path / "tables" / "toy.csv")
+    assert json.loads((tmp_path / "tables" / "toy.json").read_text())["criteria"] == {}
+
+
 def test_more_parts_than_cells_leave_some_empty(toy, tmp_path):
     measuring.measure_part("toy", 29, 30, tmp_path / "29.pickle")
     assert pd.read_pickle(tmp_path / "29.pickle").empty
