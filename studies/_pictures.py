@@ -46,7 +46,7 @@ def device() -> torch.device:
 @lru_cache
 def images(kind: str) -> Images:
     """Return "mnist", "faces 32" or "faces 64" on the device of the cells, with its yardstick."""
-    pixels, _ = _pixels(kind)
+    pixels, _ = labelled_pixels(kind)
     n, place = N_TRAINING[kind], device()
     yardstick = Yardstick(reader(kind).to(place), scaled(pixels[n:].to(place)))
     return Images(pixels[:n].to(place), yardstick)
@@ -62,7 +62,7 @@ def reader(kind: str) -> AttributeClassifier:
             return AttributeClassifier(_shape(kind), sizes)
 
     def trained() -> dict[str, np.ndarray[Any, Any]]:
-        pixels, labels = _pixels(kind)
+        pixels, labels = labelled_pixels(kind)
         n, net = N_TRAINING[kind], fresh()
         train_attributes(net, scaled(pixels[:n]), labels[:n], epochs=EPOCHS[kind])
         return {name: value.numpy() for name, value in net.state_dict().items()}
@@ -77,7 +77,7 @@ def _shape(kind: str) -> tuple[int, int, int]:
     return {"mnist": (1, 28, 28), "faces 32": (3, 32, 32), "faces 64": (3, 64, 64)}[kind]
 
 
-def _pixels(kind: str) -> tuple[Tensor, Tensor]:
+def labelled_pixels(kind: str) -> tuple[Tensor, Tensor]:
     """Return bytes, and labels with one column an attribute."""
     if kind == "mnist":
         pixels, labels = mnist()

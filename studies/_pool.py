@@ -173,9 +173,9 @@ def run(
     books = {name: Book(name, folder, tiny=tiny) for name in dict.fromkeys(names)}
     alone = [n for n in books if getattr(importlib.import_module(f"studies.{n}"), "ALONE", False)]
     together = [name for name in names if name not in alone]
-    with _sharing_the_gpu() as mps:
+    with _sharing_the_gpu() as (card, mps):
         for name in books:
-            _write_facts(name, folder, {"workers": workers, "MPS": mps})
+            _write_facts(name, folder, card, {"workers": workers, "MPS": mps})
         if alone:
             _measure({n: books[n] for n in alone}, alone, deadline, 1)
         if together:
@@ -262,6 +262,8 @@ def _work(line: Connection) -> None:
             line.send({"failed": traceback.format_exc(limit=-4)})
         else:
             line.send({"seconds": round(time.perf_counter() - begin, 2)})
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # graphs keep memory of their own, and others want some
 
 
 def _rows(name: str, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -285,12 +287,11 @@ def _picture(images: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _write_facts(name: str, folder: Path, more: dict[str, Any]) -> None:
+def _write_facts(name: str, folder: Path, card: str, more: dict[str, Any]) -> None:
     """Write when, where and by what code a study is measured, and under which criteria."""
     path = folder / f"{name}.json"
     if path.exists():  # the call that began it
         return
-    card = _card()
     on_gpu = card != "CPU"
     facts = {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -310,21 +311,29 @@ def _write_facts(name: str, folder: Path, more: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _sharing_the_gpu() -> Iterator[bool]:
-    """Let the workers' kernels run side by side by NVIDIA's MPS, if it can be started."""
+def _sharing_the_gpu() -> Iterator[tuple[str, bool]]:
+    """Let the workers' kernels run side by side by NVIDIA's MPS, if it can be started.
+
+    Yields the name of the GPU, and whether that is so.
+    """
     if not torch.cuda.is_available() or shutil.which("nvidia-cuda-mps-control") is None:
-        yield False
+        yield _card(), False
         return
     with tempfile.TemporaryDirectory() as folder:
         places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         old = {name: os.environ.get(name) for name in places}
         os.environ.update(places)
-        _printed(["nvidia-cuda-mps-control", "-d"])
-        works = _card() != "CPU"
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            # Not by a pipe, which the daemon would keep open.
+            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            subprocess.run(["nvidia-cuda-mps-control", "-d"], timeout=20, check=False, **quiet)
+        card = _card()
+        works = card != "CPU"
         try:
             if not works:
                 _stop_sharing(old)
-            yield works
+                card = _card()
+            yield card, works
         finally:
             if works:
                 _stop_sharing(old)

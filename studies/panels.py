@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lipbook.lab.gan import Rules
 from studies._pictures import networks, normalize, project, watched
@@ -123,6 +124,7 @@ def watch(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Train one variant, and yield what the yardstick says along the way, with its images."""
+    torch.backends.cudnn.benchmark = width >= 32  # it takes seconds, which narrow networks don't
     nets = networks(KIND, width, LATENT_DIM, seed, batch_norm=norm != "none")
     where, how = division.split(", ")
     if where == "inside":
