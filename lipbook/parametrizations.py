@@ -64,17 +64,14 @@ class Estimate(NamedTuple):
     right: Tensor  #: likewise
 
 
-Mark = tuple[Tensor | bytes, ...]
-
-
 class _Kept(NamedTuple):
     """An estimate in evaluation mode, and by what to know what it was made of."""
 
-    kind: tuple[torch.dtype, torch.device]
-    mark: Mark
-    buffers: tuple[tuple[Tensor | None, int], ...]
+    mark: tuple[object, ...]
+    buffers: list[Tensor | None]  # whose identities are in the mark, and so must not be others'
     estimate: Estimate
     factor: Tensor
+    numbers: tuple[float, float]  # σ and the factor, on a CPU
 
 
 class Normalization(nn.Module):
@@ -90,8 +87,8 @@ class Normalization(nn.Module):
         """Return the norm and its derivative; in training mode, improve the vectors."""
         raise NotImplementedError
 
-    def mark(self, weight: Tensor) -> Mark:
-        """Return numbers that are the same only if the norm is, but for the vectors."""
+    def mark(self, weight: Tensor) -> tuple[object, ...]:
+        """Return what is the same only if the norm in evaluation mode is."""
         raise NotImplementedError
 
     def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,23 +119,17 @@ class Normalization(nn.Module):
         That it is the same weight is seen by its numbers: a version counter knows nothing of
         ``weight.data.mul_(2)``, of what another process writes, or of what FSDP gathers.
         """
-        kept, kind = self._kept, (weight.dtype, weight.device)
-        if kept and kept.kind == kind and self._same_buffers(kept.buffers):
-            mark = self.mark(weight)
-            if all(map(_equal, mark, kept.mark)):
-                return kept
+        kept = self._kept
+        if kept is not None and kept.mark == self.mark(weight):
+            return kept
         with torch.inference_mode(False), torch.no_grad():  # it is kept for accesses of any mode
             estimate = self.estimate(weight)
             factor = self.options.factor(estimate.sigma)
-            mark = tuple(x if isinstance(x, bytes) else x.clone() for x in self.mark(weight))
-        buffers = tuple((x, _version(x)) for x in self._buffers.values())
-        kept = _Kept(kind, mark, buffers, estimate, factor)
+        numbers = (estimate.sigma.item(), factor.item()) if weight.is_cpu else (math.nan, math.nan)
+        buffers = [*self._buffers.values()]
+        kept = _Kept(self.mark(weight), buffers, estimate, factor, numbers)
         self.__dict__["_kept"] = kept  # past Module's own, which takes longer
         return kept
-
-    def _same_buffers(self, buffers: tuple[tuple[Tensor | None, int], ...]) -> bool:
-        now = self._buffers.values()
-        return all(x is y and _version(x) == n for x, (y, n) in zip(now, buffers, strict=True))
 
     def extra_repr(self) -> str:
         """Show the options that are not the default ones."""
@@ -178,18 +169,14 @@ def _tangent(x: Tensor) -> Tensor | None:
     return forward_ad.unpack_dual(x).tangent  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _equal(x: Tensor | bytes, y: Tensor | bytes) -> bool:
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return torch.equal(x, y)
-    return isinstance(x, bytes) and x == y
+def _bytes(x: Tensor) -> bytes:
+    x = x.detach().cpu().contiguous()
+    return _blas.memory(torch.view_as_real(x) if x.is_complex() else x).tobytes()
 
 
-def _version(x: Tensor | None) -> int:
-    return 0 if x is None or x.is_inference() else x._version
-
-
-def _real(x: Tensor) -> torch.dtype:
-    return x.dtype.to_real() if x.dtype.is_complex else x.dtype
+def _version(x: Tensor) -> int:
+    """Return how often a tensor was written to, if that is counted."""
+    return -1 if x.is_inference() else x._version
 
 
 def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> Tensor:
@@ -276,6 +263,10 @@ class _NormalizeMatrix(torch.autograd.Function):
         return gradient if grad.ndim == 2 else gradient.view_as(grad), None
 
 
+# What comes before it in Python is for torch.func, which does not come here: a tenth of the time.
+_normalize_matrix: Any = super(torch.autograd.Function, _NormalizeMatrix).apply
+
+
 def _strided(grad: Tensor) -> Tensor:
     """Return a gradient as dense as the weight: an Embedding's may be sparse."""
     return grad if grad.layout == torch.strided else grad.to_dense()
@@ -311,16 +302,20 @@ class _PowerIterated(Normalization):
         """Return two factors of the gradient of ``Re⟨u, W v⟩``."""
         return u, v.conj()
 
-    def mark(self, weight: Tensor) -> Mark:
-        """Return a product of the weight that would be another with any other weight."""
+    def mark(self, weight: Tensor) -> tuple[object, ...]:
+        """Return the state of the vectors, and a product that any other weight would change."""
         probe = self._probe
         if probe is None or probe.dtype != weight.dtype or probe.device != weight.device:
             with torch.inference_mode(False):
                 probe = random_start(weight[0].numel(), like=weight)
             self.__dict__["_probe"] = probe
         if _blas.in_one_thread(weight) and _is_plain(weight):
-            return (_blas.fingerprint(weight, probe),)
-        return (weight.flatten(1).mv(probe),)
+            product = _blas.fingerprint(weight, probe)
+        else:
+            product = _bytes(weight.detach().flatten(1).mv(probe))
+        buffers = self._buffers
+        u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
+        return product, weight.device, id(u), _version(u), id(v), _version(v)
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
@@ -332,9 +327,17 @@ class _PowerIterated(Normalization):
             # In place, for the replicas of DataParallel; autograd saves u and v themselves.
             _store(old_u, u)
             _store(old_v, v)
-        elif not is_observed(weight) and _strayed(start, (u, v)):
+        elif not is_observed(weight) and (
+            _strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)
+        ):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
         return Estimate(sigma, *self.derivative(weight, u, v))
+
+    def _outdone(self, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> bool:
+        """Whether a random vector is stretched by more than σ, so that v is far from the top."""
+        x, length = _random_like(v), _length_of(weight)
+        stretched = length(self.product(self.matrix(weight), x, torch.zeros_like(u)))
+        return bool(stretched > 1.01 * sigma * length(x))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Find the vectors of a weight that is assigned, and leave it as it is."""
@@ -378,26 +381,34 @@ class MatrixNormalization(_PowerIterated):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the normalized weight."""
-        differentiated = torch.is_grad_enabled() and weight.requires_grad
-        if (self.training or differentiated) and self.suits_numbers(weight):
-            normalized: Tensor = _NormalizeMatrix.apply(weight, self)  # type: ignore[no-untyped-call]
-            return normalized
-        return super().forward(weight)
+        if not self.suits_numbers(weight):
+            return super().forward(weight)
+        normalized: Tensor
+        if self.training or (weight.requires_grad and torch.is_grad_enabled()):
+            normalized = _normalize_matrix(weight, self)
+        else:
+            normalized = weight * self.recall(weight).factor
+        return normalized
 
     def suits_numbers(self, weight: Tensor) -> bool:
         """Whether the weight lies as BLAS reads it, and nobody wants to see operations of torch."""
-        return not is_observed(weight) and self.dim == 0 and _is_plain(weight)
+        return (
+            not is_observed(weight)  # first: see there
+            and self.dim == 0
+            and _is_plain(weight)
+            and not torch.is_autocast_enabled("cpu")
+        )
 
     def by_numbers(self, weight: Tensor) -> tuple[Tensor, float, float, Tensor, Tensor]:
         """Return the normalized weight, σ, the factor, u and v."""
         if not self.training:
             kept = self.recall(weight)
-            (sigma, u, v), factor = kept.estimate, kept.factor
-        elif self.suits_blas(weight):
+            _, u, v = kept.estimate
+            return weight * kept.factor, *kept.numbers, u, v
+        if self.suits_blas(weight):
             return self.by_blas(weight)
-        else:
-            sigma, u, v = self.estimate(weight)
-            factor = self.options.factor(sigma)
+        sigma, u, v = self.estimate(weight)
+        factor = self.options.factor(sigma)
         return weight * factor, sigma.item(), factor.item(), u, v
 
     def suits_blas(self, weight: Tensor) -> bool:
@@ -500,9 +511,9 @@ class ConvNormalization(_PowerIterated):
 class VectorNormalization(Normalization):
     """The norm of a 1-D weight that is the one row of a matrix, as torch has it."""
 
-    def mark(self, weight: Tensor) -> Mark:
+    def mark(self, weight: Tensor) -> tuple[object, ...]:
         """Return the weight."""
-        return (weight,)
+        return _bytes(weight), weight.dtype, weight.device
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the length, and 1 and the direction."""
@@ -518,9 +529,10 @@ class BatchNormNormalization(Normalization):
         inverse_std(module, weight)
         self.owner = (module,)  # in a tuple: a module would become a child of its own child
 
-    def mark(self, weight: Tensor) -> Mark:
+    def mark(self, weight: Tensor) -> tuple[object, ...]:
         """Return γ and the running variance."""
-        return weight, cast(Tensor, self.owner[0].running_var)
+        variance = cast(Tensor, self.owner[0].running_var)
+        return _bytes(weight), _bytes(variance.to(weight.dtype)), weight.dtype, weight.device
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the largest ``|γ/std|``, and 1 and its gradient."""
