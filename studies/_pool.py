@@ -78,6 +78,8 @@ class Book:
             if "seconds" in entry:
                 self.begun.add(key(entry["cell"]))
         self.file: TextIO = self.path.open("a", encoding="utf-8")
+        if self.path.stat().st_size:  # where a kill has left half of a line
+            self.file.write("\n")
         self.grids: TextIO = (folder / f"{name}-grids.jsonl").open("a", encoding="utf-8")
         self.waiting: list[Cell] = []
         self.looked = -_REFRESH

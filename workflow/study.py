@@ -102,11 +102,12 @@ def gather_rows(name: str, folder: Path, target: Path) -> None:
     table = pd.DataFrame([row for cell in kept for row in rows.get(cell, [])])
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     facts = {
-        **{key: value for key, value in facts.items() if key != "code"},
+        **{key: value for key, value in facts.items() if key not in ("code", "criteria")},
         "cells": len(kept),
         "cells that did not end": len(order) - len(seconds),
         "rows": len(table),
         "minutes of all workers": round(sum(seconds.values()) / 60, 1),
+        "criteria": _stated_then(name, facts),
         "code": facts["code"],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,26 @@ def _stated_before_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for claim, criteria in digests[0].items()
         },
     }
+
+
+def _stated_then(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the criteria of today whose text is that of the catalogue when a pool began."""
+    then = facts["criteria"]
+    now = _pool.criteria(getattr(module(name), "CLAIMS", ()))
+    before = ("log", "-1", f"--before={facts['measured']}", "--format=%H", "--", str(CATALOGUE))
+    try:
+        commit = _git(*before)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    digests = {
+        claim: {
+            key: digest
+            for key, digest in criteria.items()
+            if then.get(f"{claim}.{key}") == now.get(f"{claim}.{key}")
+        }
+        for claim, criteria in criteria_for(name).items()
+    }
+    return {"commit": commit, "digests": digests} if commit else {}
 
 
 def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:
