@@ -29,6 +29,8 @@ N_FACES, N_TRAINING = 10_000, {"mnist": 4_000, "faces 32": 8_000, "faces 64": 8_
 EPOCHS = {"mnist": 12, "faces 32": 8, "faces 64": 3}
 #: Generated images that a judgement looks at; a cell of few channels gets by with fewer.
 N_JUDGED = 2_000
+#: Generator steps of a rehearsal: on a GPU enough to make a graph.
+TINY = 6 if torch.cuda.is_available() else 2
 
 
 class Images(NamedTuple):

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 
 from lipbook.lab.gan import Rules
-from studies._pictures import networks, normalize, project, watched
+from studies._pictures import N_JUDGED, TINY, networks, normalize, project, watched
 
 KIND, LATENT_DIM = "faces 64", 100
 LR, BATCH_SIZE, CRITIC_STEPS = 2e-4, 64, 5
@@ -65,7 +65,7 @@ Cell = dict[str, Any]
 
 def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
     """List the runs by priority; those of "best" need the rows of "tuning", and wait for them."""
-    full, half, quarter, steps = (4, 3, 2, 2) if tiny else (64, 32, 16, STOPS[-1])
+    full, half, quarter, steps = (4, 3, 2, TINY) if tiny else (64, 32, 16, STOPS[-1])
     short = 1 if tiny else 1000
     few = slice(1) if tiny else slice(None)
     tuned, step_sizes, tuning_seeds = TUNED[few], STEP_SIZES[few], TUNING_SEEDS[few]
@@ -137,7 +137,7 @@ def watch(
         stops=[stop for stop in STOPS if stop < steps] + [steps],
         seed=seed,
         after_step=project(how) if where == "after" else None,
-        n_judged=2000 if width > 4 else 100,
+        n_judged=N_JUDGED if width > 4 else 100,
     )
     for row in seen:
         distance, last = row.pop("distance"), row["step"] == steps

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from lipbook.lab.gan import Loss, Penalty, Rules
-from studies._pictures import networks, normalize, watched
+from studies._pictures import N_JUDGED, TINY, networks, normalize, watched
 
 DATA = ("mnist", "faces 32")
 METHODS = ("SN", "two-sided", "one-sided", "R1")
@@ -86,7 +86,7 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
         plan += tuning
         chosen = {} if found is None or "log distance" not in found else best(found, block, tuning)
         seeds = TEST_SEEDS[data][: 1 if tiny else None]
-        steps = 3 if tiny else TEST_STEPS[data, critic_steps]
+        steps = TINY + 1 if tiny else TEST_STEPS[data, critic_steps]
         plan += [
             {"part": "test", **block, "method": method, **setting, "steps": steps, "seed": seed}
             for seed in seeds
@@ -105,7 +105,7 @@ def _tuning(block: Cell, *, tiny: bool) -> list[Cell]:
             "strength": strength,
             "critic_lr": critic_lr,
             "generator_lr": generator_lr,
-            "steps": 2 if tiny else TUNING_STEPS[block["critic_steps"]],
+            "steps": TINY if tiny else TUNING_STEPS[block["critic_steps"]],
             "seed": seed,
         }
         for seed in TUNING_SEEDS[kept]
@@ -162,7 +162,7 @@ def watch(
         latent_dim=LATENT_DIM,
         stops=stops if part == "test" else sorted({max(1, steps // 10), max(1, steps // 2), steps}),
         seed=seed,
-        n_judged=2000 if steps > 10 else 100,
+        n_judged=N_JUDGED if steps > 10 else 100,
     )
     for row in seen:
         distance = row.pop("distance")

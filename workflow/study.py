@@ -95,7 +95,7 @@ def gather_rows(name: str, folder: Path, target: Path) -> None:
         if "begin" in entry and cell not in seconds:
             rows[cell] = []
         elif "row" in entry:
-            rows[cell].append({**entry["cell"], **entry["row"]})
+            rows.setdefault(cell, []).append({**entry["cell"], **entry["row"]})
         elif "seconds" in entry:
             seconds[cell] = entry["seconds"]
     kept = [cell for cell in order if cell in seconds or getattr(experiment, "PARTIAL", False)]
