@@ -397,3 +397,14 @@ def judged(
         "coverage": covered.double().mean().item(),
         "reader": accuracy,
     }
+
+
+def last(table: pd.DataFrame, column: str, n_classes: int, method: str) -> pd.Series[float]:
+    """Return a column at the end of the test runs, one number a run."""
+    own = table[
+        (table["part"] == "test")
+        & (table["n_classes"] == n_classes)
+        & (table["method"] == method)
+        & (table["step"] == table["steps"])
+    ]
+    return own.set_index("run")[column]

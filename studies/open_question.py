@@ -322,7 +322,7 @@ def select(table: pd.DataFrame) -> pd.DataFrame:
 
 def gains(
     table: pd.DataFrame, model: str, noise: float, method: str, over: Sequence[str] = ("none",)
-) -> pd.Series:
+) -> pd.Series[float]:
     """Return by how much a method is more accurate on the test images than the best of others.
 
     One number a run. Among several others, each run takes the best on its validation images.
