@@ -66,6 +66,9 @@ CRITIC: stacked.Shapes = {
 }
 NORMALIZED = ("W1", "W2", "out", "class")
 
+#: The claims whose criteria it is measured under.
+CLAIMS = ("WG5",)
+
 Cell = dict[str, Any]
 Rows = list[dict[str, Any]]
 

@@ -83,6 +83,9 @@ SHAPES: dict[str, stacked.Shapes] = {
 }
 WEIGHTS = ("W1", "W2", "W3")
 
+#: The claims whose criteria it is measured under.
+CLAIMS = ("SR4",)
+
 Cell = dict[str, Any]
 Parameters = dict[str, Tensor]
 
