@@ -8,14 +8,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 BENCH ?= $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
-PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% STUDY=% CHECK=% BENCH=%,$(MAKEOVERRIDES))
+PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% STUDY=% CHECK=% BENCH=% PYTHON_VERSION=% MINUTES=% OUT=% FROM=%,$(MAKEOVERRIDES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test refresh study serve bench lock clean
+.PHONY: help book test refresh study serve bench gpu gpu-kit gpu-record lock clean
 
 help: ## print this list
-	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SCALE=full)
 	@$(RUN) -m workflow book --cores $(CORES) $(PARAMETERS)
@@ -42,6 +42,20 @@ serve: $(READY) ## serve the built site on this machine (PORT=8000)
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
 	@for name in $(BENCH); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || exit 1; done
+
+gpu-kit: $(READY) ## gather the wheels that `make gpu` needs on a machine without a network (PYTHON_VERSION=3.12)
+	@$(RUN) -m workflow gpu-kit $(PYTHON_VERSION)
+
+# Where the Python named by PYTHON has a torch with CUDA, that one runs it, with the kit's wheels: no .venv.
+gpu: ## run the book on a GPU into one record (MINUTES=8 OUT=build/gpu PYTHON=python3)
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then \
+	  if ls build/gpu-kit/wheels/*.whl > /dev/null 2>&1; then \
+	    $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/gpu-site build/gpu-kit/wheels/*.whl || exit 1; fi; \
+	  PYTHONPATH="$(CURDIR)/build/gpu-site:$(CURDIR)" $(PYTHON) -m workflow.gpu --minutes $(or $(MINUTES),8) --out "$(or $(OUT),build/gpu)"; \
+	else $(MAKE) --no-print-directory $(READY) && $(RUN) -m workflow.gpu --minutes $(or $(MINUTES),8) --out "$(or $(OUT),build/gpu)"; fi
+
+gpu-record: $(READY) ## keep what `make gpu` wrote: record, picture and tables (FROM=build/gpu)
+	@$(RUN) -m workflow gpu-record "$(or $(FROM),build/gpu)"
 
 lock: ## pin anew what pyproject.toml asks for, in requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

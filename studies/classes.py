@@ -322,14 +322,15 @@ def reader(n_classes: int, device: str) -> tuple[nn.Sequential, nn.Sequential, f
     net = nn.Sequential(features, nn.Linear(128, n_classes)).to(device)
     images = samples(n_classes, seed=2, n_each=N_READ).to(device).flatten(0, 1)
     labels = torch.arange(n_classes, device=device).repeat_interleave(N_READ)
-    epochs = max(15, 600 // n_classes)
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    epochs = max(20, 900 // n_classes)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, 0.05, total_iters=epochs * -(-len(images) // 64)
+        optimizer, 1.0, 0.05, total_iters=epochs * -(-len(images) // 256)
     )
     train_classifier(
         *(net, images, labels),
         epochs=epochs,
+        batch_size=256,
         optimizer=optimizer,
         schedule=schedule,
     )

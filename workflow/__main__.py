@@ -111,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("folder", type=Path)
     rows.set_defaults(command=_study_rows)
 
+    kit = commands.add_parser("gpu-kit", help="gather wheels for a machine without a network")
+    kit.add_argument("python", nargs="?", default="3.12", help="its version of Python")
+    kit.set_defaults(command=_gpu_kit)
+
+    record = commands.add_parser("gpu-record", help="keep what `make gpu` wrote")
+    record.add_argument("folder", type=Path)
+    record.set_defaults(command=_gpu_record)
+
     stage = commands.add_parser("stage", help="lay out the tree that Sphinx reads")
     stage.add_argument("executed", nargs="*", type=Path)
     stage.add_argument("--target", type=Path, required=True)
@@ -204,6 +212,20 @@ def _study_rows(options: argparse.Namespace) -> None:
     from workflow.study import gather_rows
 
     gather_rows(options.name, options.folder, STUDIES / f"{options.name}.csv")
+
+
+def _gpu_kit(options: argparse.Namespace) -> None:
+    from workflow import kit
+
+    wheels = kit.gather(options.python)
+    print(f"The wheels are in {wheels.relative_to(ROOT)}: copy them along with the clone")
+
+
+def _gpu_record(options: argparse.Namespace) -> None:
+    from workflow.gpu_record import keep
+
+    for line in keep(options.folder):
+        print(line)
 
 
 def _lint(_: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ KIT = BUILD / "gpu-kit"
 ROOTS = (
     *("nbval", "ipykernel", "hypothesis"),
     *("myst-nb", "pydantic", "pyyaml", "threadpoolctl", "tqdm"),
-    *("POT", "mlxtend", "python-avatars", "resvg-py"),
+    *("POT<0.9.7", "mlxtend", "python-avatars", "resvg-py"),
 )
 #: What is there, and what that needs.
 _THERE = {
@@ -28,6 +28,8 @@ _THERE = {
     *("joblib", "narwhals", "threadpoolctl", "python-dateutil", "six", "tzdata"),
     *("filelock", "typing-extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe"),
 }
+#: Asked for, but imported by nobody here, or only where it is there.
+_SPARED = {"debugpy", "jedi", "parso"}
 _MOST_BYTES = 50e6
 _GLIBC = (17, 24, 27, 28, 31, 34, 35)
 
@@ -48,14 +50,18 @@ def gather(python: str) -> Path:
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        locked = ["--constraint", str(ROOT / "requirements.lock")]
+        constraints = Path(folder) / "constraints.txt"
+        lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines(keepends=True)
+        # The locked POT is 33 MB, one file of debugging symbols.
+        constraints.write_text("".join(line for line in lock if not line.startswith("POT==")))
+        locked = ["--constraint", str(constraints)]
         resolve = ["install", "--dry-run", "--ignore-installed", "--report", str(report)]
         _pip([*resolve, "--target", folder, *target, *locked, *ROOTS])
         found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     wanted = [
         f"{item['name']}=={item['version']}"
         for item in found
-        if item["name"].lower().replace("_", "-") not in _THERE
+        if item["name"].lower().replace("_", "-") not in _THERE | _SPARED
     ]
     for wheel in wheels.glob("*.whl"):
         wheel.unlink()
@@ -66,22 +72,6 @@ def gather(python: str) -> Path:
             f"the wheels are {size / 1e6:.0f} MB, more than {_MOST_BYTES / 1e6:.0f}"
         )
     return wheels
-
-
-def unpack(site: Path) -> None:
-    """Install the wheels into a folder for PYTHONPATH, with the Python that runs this.
-
-    Examples
-    --------
-    >>> unpack(Path("/tmp"))  # doctest: +SKIP
-    """
-    wheels = sorted((KIT / "wheels").glob("*.whl"))
-    if not wheels:
-        return
-    _pip(
-        ["install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(site)]
-        + [str(wheel) for wheel in wheels]
-    )
 
 
 def _pip(arguments: list[str]) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import math
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.ft2font import FT2Font
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from lipbook._checks import check_count
 from lipbook.lab.data import LabelledData
+from lipbook.lab.datasets import stored
 
 SIZE = 28
 MOST_CLASSES = 300
@@ -70,7 +74,7 @@ def glyphs(n_classes: int, n_each: int = 48, *, seed: int = 0) -> LabelledData:
     if check_count(n_classes, "n_classes") > MOST_CLASSES:
         raise ValueError(f"n_classes must be at most {MOST_CLASSES}, got {n_classes}")
     check_count(n_each, "n_each")
-    drawings = _drawings("".join(letters()[:n_classes]))
+    drawings = torch.from_numpy(_kept()["drawings"][:n_classes]).float().unsqueeze(3) / 255
     generator = torch.Generator().manual_seed(seed)
     shape = (n_classes, n_each)
     stroke = torch.randint(len(_STROKES), shape, generator=generator)
@@ -82,7 +86,6 @@ def glyphs(n_classes: int, n_each: int = 48, *, seed: int = 0) -> LabelledData:
     return LabelledData(F.interpolate(moved, size=SIZE, mode="area"), labels)
 
 
-@functools.cache
 def letters() -> tuple[str, ...]:
     """Return the letters of the classes in their order: no two of them look alike.
 
@@ -91,6 +94,16 @@ def letters() -> tuple[str, ...]:
     >>> len(letters()) >= MOST_CLASSES, len(set(letters())) == len(letters())
     (True, True)
     """
+    return tuple(map(chr, _kept()["codes"]))
+
+
+@functools.cache
+def _kept() -> dict[str, NDArray[Any]]:
+    """Return the letters' codes and large drawings, (letters, faces, strokes, fine, fine)."""
+    return stored("glyphs", MOST_CLASSES, _made)
+
+
+def _made() -> dict[str, NDArray[Any]]:
     charmaps = [set(FT2Font(str(path)).get_charmap()) for path in _faces()]
     shared = [chr(code) for code in sorted(set.intersection(*charmaps))]
     plain = [
@@ -98,13 +111,14 @@ def letters() -> tuple[str, ...]:
         for letter in shared
         if unicodedata.category(letter) in ("Lu", "Ll") and not unicodedata.decomposition(letter)
     ]
-    alike = _distances(_drawings("".join(plain), strokes=1)[:, :, 0]) < _ALIKE
-    kept: list[int] = []
+    drawings = _drawings(plain)
+    alike = _distances(torch.from_numpy(drawings[:, :, 0]).float()) < _ALIKE
+    chosen: list[int] = []
     for index in range(len(plain)):
-        if not alike[index, kept].any():
-            kept.append(index)
-    order = np.random.default_rng(0).permutation(len(kept))
-    return tuple(plain[kept[index]] for index in order)
+        if not alike[index, chosen].any():
+            chosen.append(index)
+    order = np.random.default_rng(0).permutation(chosen)
+    return {"codes": np.array([ord(plain[k]) for k in order]), "drawings": drawings[order]}
 
 
 def _faces() -> list[Path]:
@@ -112,20 +126,15 @@ def _faces() -> list[Path]:
     return sorted(path for path in folder.glob("DejaVu*.ttf") if "Display" not in path.name)
 
 
-@functools.cache
-def _drawings(text: str, strokes: int = len(_STROKES)) -> Tensor:
-    """Draw each letter large: shape (letters, faces, strokes, 1, fine, fine), in [0, 1]."""
+def _drawings(letters: Sequence[str]) -> NDArray[np.uint8]:
     fonts = [
         ImageFont.truetype(path, _POINTS, layout_engine=ImageFont.Layout.BASIC) for path in _faces()
     ]
     pixels = [
-        np.asarray(_drawn(letter, font, stroke))
-        for letter in text
-        for font in fonts
-        for stroke in _STROKES[:strokes]
+        [[np.asarray(_drawn(letter, font, stroke)) for stroke in _STROKES] for font in fonts]
+        for letter in letters
     ]
-    drawings = torch.from_numpy(np.stack(pixels)).float() / 255
-    return drawings.reshape(len(text), len(fonts), strokes, 1, _FINE, _FINE)
+    return np.array(pixels)
 
 
 def _drawn(letter: str, font: ImageFont.FreeTypeFont, stroke: int) -> Image.Image:
@@ -139,9 +148,8 @@ def _drawn(letter: str, font: ImageFont.FreeTypeFont, stroke: int) -> Image.Imag
 
 
 def _distances(drawings: Tensor) -> Tensor:
-    """Compare letters, shape (letters, faces, 1, fine, fine), at the best of nine shifts."""
-    coarse = F.interpolate(drawings.flatten(0, 1), size=_COARSE, mode="area")
-    coarse = coarse.unflatten(0, drawings.shape[:2])[:, :, 0]
+    """Compare letters, shape (letters, faces, fine, fine), at the best of nine shifts."""
+    coarse = F.interpolate(drawings, size=_COARSE, mode="area")
     flat = F.normalize(coarse.flatten(2), dim=2).transpose(0, 1)
     best = torch.full((len(drawings), len(drawings)), math.inf)
     for down in (-1, 0, 1):
