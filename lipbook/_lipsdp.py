@@ -31,6 +31,8 @@ def lipsdp(network: nn.Module) -> float:
         raise ImportError("method='lipsdp' needs the package cvxpy: pip install cvxpy") from error
     scales = [max(float(np.linalg.norm(w, 2)), math.ulp(0.0)) for w in weights]
     unit = [w / s for w, s in zip(weights, scales, strict=True)]  # so that γ lies below 1
+    if unit[0].shape[1] > len(unit[0]):  # directions of the input that no unit sees
+        unit[0] = np.transpose(np.linalg.qr(unit[0].T, mode="r"))
     gamma = cp.Variable(nonneg=True)
     multipliers = [cp.Variable(len(w), nonneg=True) for w in unit[:-1]]
     problem = cp.Problem(

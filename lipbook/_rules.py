@@ -18,6 +18,7 @@ from lipbook.convolution import conv_spectral_norm
 from lipbook.matrix_norms import induced_norm
 
 INF = math.inf
+_RTOL = 1e-6  # what the iterated norm of a convolution is rounded up by
 _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n × n matrix
 
 
@@ -331,7 +332,7 @@ def _size(call: Call, key: str, matrix: Tensor) -> float:
     if key not in call.moves:
         matrix = matrix[:, None] if matrix.ndim == 1 else matrix
         return float(induced_norm(matrix).max())
-    move, batch = call.moves[key], math.prod(matrix.shape[:-2])
+    move, batch = call.move(key), math.prod(matrix.shape[:-2])
     by_entries = move.peak * math.sqrt(matrix.numel() / batch)
     return min(by_entries, float(matrix.norm()) + times(move.bound, call.radius))
 
@@ -562,14 +563,10 @@ def _convolved(call: Call) -> Move:
     call.only("input")
     arguments, image = call.arguments, call.arguments["input"]
     size = call.run().shape[2:] if arguments["transposed"] else image.shape[2:]
-    norm = convolution_norm(
-        arguments["weight"],
-        size,
-        stride=arguments["stride"],
-        padding=arguments["padding"],
-        dilation=arguments["dilation"],
-        groups=arguments["groups"],
-    )
+    names = ("stride", "padding", "dilation", "groups")
+    kernel = _narrow(arguments["weight"])
+    found = conv_spectral_norm(kernel, size, rtol=_RTOL / 10, **{k: arguments[k] for k in names})
+    norm = float(found) * (1 + _RTOL)
     taps = arguments["weight"].double().abs()
     sums = taps.flatten(2).sum((0, 2) if arguments["transposed"] else (1, 2))
     peak = _end(call.move("input").peak, float(sums.max()))
@@ -577,16 +574,17 @@ def _convolved(call: Call) -> Move:
     return Move(times(call.move("input").bound, norm), -peak, peak)
 
 
-def convolution_norm(kernel: Tensor, size: Sequence[int], **options: Any) -> float:
-    """Return the norm of a convolution, the same for the transposed one with the sizes swapped."""
-    kernel = kernel.detach().double()
-    return float(conv_spectral_norm(kernel, tuple(size), rtol=1e-9, **options))
+def _narrow(kernel: Tensor) -> Tensor:
+    """Return a kernel in float32 if that holds it exactly: its norm is found in half the time."""
+    narrow = kernel.float()
+    return narrow if torch.equal(narrow.double(), kernel) else kernel
 
 
 def layer_norm(layer: Any, size: Sequence[int]) -> float:
-    """Return the norm of a convolution layer."""
+    """Return the norm of a convolution layer, to nine digits."""
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
-    return convolution_norm(layer.weight, size, **{name: getattr(layer, name) for name in names})
+    options = {name: getattr(layer, name) for name in names}
+    return float(conv_spectral_norm(layer.weight.detach().double(), size, rtol=1e-9, **options))
 
 
 def _max_pooled(call: Call) -> Any:

@@ -76,11 +76,16 @@ class Step(NamedTuple):
 
 
 class _Memory:
-    """One storage: how all of it moves, and how often it was written."""
+    """One storage: how all of it moves, and which of its cells were written one after the other."""
 
     def __init__(self) -> None:
         self.move: Move | None = None
-        self.writes = 0
+        self.writes: list[range] = []
+
+    def untouched(self, tensor: Tensor, since: int) -> bool:
+        """Whether no later write reached a tensor."""
+        cells = _cells(tensor)
+        return all(w.stop <= cells.start or cells.stop <= w.start for w in self.writes[since:])
 
 
 class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -117,8 +122,8 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         memory = self._memories.get(_storage(tensor))
         if memory is None:
             return None
-        writes, move = self._moves.get(id(tensor), (-1, None))
-        if writes == memory.writes or memory.move is None:
+        since, move = self._moves.get(id(tensor), (0, None))
+        if memory.move is None or (move is not None and memory.untouched(tensor, since)):
             return move
         return memory.move._replace(bound=memory.move.bound * _multiplicity(tensor), spread=None)
 
@@ -137,8 +142,9 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 memory.move = _beside(before, move)
             else:  # a view that no one wrote to, or a part of a new storage
                 memory.move = _beside(None, move)
-            memory.writes += write
-        self._moves[id(tensor)] = (memory.writes, move)
+            if write:
+                memory.writes.append(_cells(tensor))
+        self._moves[id(tensor)] = (len(memory.writes), move)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -316,8 +322,6 @@ def _plain_kernels() -> Iterator[None]:
         with (
             torch.no_grad(),
             warnings.catch_warnings(action="ignore"),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
             sdpa_kernel(SDPBackend.MATH),
         ):
             yield
@@ -422,6 +426,13 @@ def _is_move(value: Any) -> bool:
 def _storage(tensor: Tensor) -> int:
     with torch._C.DisableTorchFunction():
         return int(tensor.untyped_storage()._cdata)
+
+
+def _cells(tensor: Tensor) -> range:
+    """Cells of a storage between the first and the last of a tensor."""
+    spans = ((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.storage_offset()
+    return range(start, start + sum(spans) + 1)
 
 
 def _multiplicity(tensor: Tensor) -> float:

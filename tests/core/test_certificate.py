@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +19,8 @@ from torch.nn import functional as F
 from lipbook.certificate import lipschitz_certificate
 from lipbook.lipschitz import (
     difference_quotients,
+    exact_lipschitz,
+    jacobian_norms,
     layer_product_bound,
     lower_bound_from_pairs,
     maximize_jacobian_norm,
@@ -211,6 +217,169 @@ def test_constants_may_be_given():
     for key in ("1.0", nn.PReLU):
         value = lipschitz_certificate(net, (4,), constants={key: 2.0}).value
         assert value == pytest.approx(2 * base, rel=1e-5)
+
+
+def relu_net(sizes: list[int], seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def eclipse_fast(weights: list[Tensor]) -> float:
+    """The closed form of the paper, with its multipliers and its inverse as they stand."""
+    root = torch.eye(weights[0].shape[1]).double()  # X⁻¹
+    for weight in weights[:-1]:
+        inner = weight @ root @ weight.T
+        multiplier = 2 / torch.linalg.matrix_norm(inner, 2)
+        root = (multiplier * torch.eye(len(weight)) - multiplier**2 / 4 * inner).inverse()
+    return torch.linalg.matrix_norm(weights[-1] @ root @ weights[-1].T, 2).sqrt().item()
+
+
+@pytest.mark.parametrize("sizes", [[2, 10, 1], [2, 16, 16, 1], [2, 16, 16, 16, 1], [1, 8, 8, 3]])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dense_chains_have_the_closed_form_of_eclipse_fast(sizes, seed):
+    net = relu_net(sizes, seed)
+    value = lipschitz_certificate(net, sizes[:1]).value
+    weights = [layer.weight.detach() for layer in net if isinstance(layer, nn.Linear)]
+    assert value == pytest.approx(eclipse_fast(weights), rel=1e-5)
+    exact = exact_lipschitz(net, (-math.inf, math.inf)).value
+    product = layer_product_bound(net, sizes[:1]).value
+    assert exact <= value <= 0.9 * product
+    # Within any network, and not where slopes may be negative.
+    residual = Function(lambda x, f: torch.cat([x, f(x)], 1), net)
+    assert lipschitz_certificate(residual, sizes[:1]).value == pytest.approx(math.hypot(1, value))
+    curved = nn.Sequential(*(nn.GELU() if isinstance(f, nn.ReLU) else f for f in net))
+    bound = lipschitz_certificate(curved, sizes[:1]).value
+    assert bound == pytest.approx(layer_product_bound(curved, sizes[:1]).value, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-9, 1e9, 1e150])
+def test_ill_conditioned_chains_stay_between_exact_and_product(scale):
+    net = relu_net([2, 12, 12, 12, 2])
+    with torch.no_grad():
+        net[2].weight[:6] *= 1e-12
+        net[0].weight *= scale
+        net[4].weight /= scale
+    value = lipschitz_certificate(net, (2,)).value
+    product = layer_product_bound(net, (2,)).value
+    assert exact_lipschitz(net, (-1, 1)).value <= value <= product * (1 + 2e-6)
+
+
+def test_lipsdp_lies_between_the_exact_constant_and_the_closed_form():
+    pytest.importorskip("cvxpy")
+    net = relu_net([2, 10, 1])
+    value = lipschitz_certificate(net, (2,), method="lipsdp").value
+    assert exact_lipschitz(net, (-math.inf, math.inf)).value <= value
+    assert value < 0.95 * lipschitz_certificate(net, (2,)).value
+
+
+def test_lipsdp_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    with pytest.raises(ImportError, match="needs the package cvxpy"):
+        lipschitz_certificate(relu_net([2, 3, 1]), (2,), method="lipsdp")
+    with pytest.raises(TypeError, match="got GELU at '0'"):
+        lipschitz_certificate(nn.Sequential(nn.GELU()), (2,), method="lipsdp")
+
+
+class Block(nn.Module):
+    """A residual block of public critics: ReLU and convolution twice, average pooling."""
+
+    def __init__(self, n_in: int, n_out: int, size: int, *, first: bool, down: bool, norm: bool):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            *([] if first else [nn.ReLU()]),
+            nn.Conv2d(n_in, n_out, 3, padding=1),
+            nn.LayerNorm([n_out, size, size]) if norm else nn.Identity(),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n_out, n_out, 3, padding=1),
+            nn.AvgPool2d(2) if down else nn.Identity(),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(n_in, n_out, 1) if down else nn.Identity(),
+            nn.AvgPool2d(2) if down else nn.Identity(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolutions(x) + self.shortcut(x)
+
+
+@pytest.mark.parametrize("normalized", ["inside", "LayerNorm"])
+def test_public_residual_critics(normalized):
+    """SNGAN's and WGAN-GP's critic at 32x32, an eighth of their width."""
+    torch.manual_seed(0)
+    norm = normalized == "LayerNorm"
+    blocks = [
+        Block(3, 16, 32, first=True, down=True, norm=norm),
+        Block(16, 16, 16, first=False, down=True, norm=norm),
+        Block(16, 16, 8, first=False, down=False, norm=norm),
+        Block(16, 16, 8, first=False, down=False, norm=norm),
+    ]
+    summed = Function(lambda x: F.relu(x).sum((2, 3)))
+    critic = nn.Sequential(*blocks, summed, nn.Linear(16, 1))
+    if not norm:
+        for part in critic.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                spectral_normalize(part, n_power_iterations=5)
+    value = lipschitz_certificate(critic, (3, 32, 32)).value
+    critic.eval()
+    points = torch.randn(4, 3, 32, 32)
+    assert jacobian_norms(critic, points).max() <= value < math.inf
+
+
+def test_values_do_not_depend_on_the_mode_of_the_caller():
+    net = relu_net([3, 5, 2])
+    expected = lipschitz_certificate(net, (3,)).value
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with mode:
+            assert lipschitz_certificate(net, (np.int64(3),)).value == expected
+            assert lipschitz_certificate(net, (3,), radius=np.float32(2)).value <= expected
+            lipschitz_certificate(relu_net([3, 5, 2]), (3,))
+
+
+def test_weights_that_a_hook_or_a_parametrization_computes():
+    layer = nn.Linear(4, 4)
+    norm = torch.linalg.matrix_norm(layer.weight.detach(), 2).item()
+    hooked = nn.utils.spectral_norm(copy.deepcopy(layer), n_power_iterations=50)
+    hooked(torch.randn(2, 4))  # leaves a weight that copy.deepcopy refuses
+    assert lipschitz_certificate(hooked, (4,)).value == pytest.approx(1, rel=1e-3)
+    normed = nn.utils.parametrizations.weight_norm(copy.deepcopy(layer))
+    normed.parametrizations.weight.original0.data *= 3
+    assert lipschitz_certificate(normed, (4,)).value == pytest.approx(3 * norm, rel=1e-5)
+    assert nn.utils.parametrize.is_parametrized(normed)
+    twice = nn.Sequential(layer, layer)
+    squared = torch.linalg.matrix_norm(layer.weight.detach() @ layer.weight.detach(), 2).item()
+    assert lipschitz_certificate(twice, (4,)).value == pytest.approx(squared, rel=1e-5)
+    half = copy.deepcopy(layer).bfloat16()
+    assert lipschitz_certificate(half, (4,)).value == pytest.approx(norm, rel=1e-2)
+
+
+def test_overflow_is_not_zero():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    net[0].weight.data.fill_(1e200)
+    net[1].weight.data.fill_(1e200)
+    with pytest.raises(TypeError, match="may grow without limit"):
+        lipschitz_certificate(net, (2,))
+    with pytest.raises(ValueError, match="beyond float64"):
+        layer_product_bound(net, (2,))
+
+
+def test_bounds_on_a_ball():
+    """Products of what moves have slopes that grow with the radius."""
+    for radius in (0.5, 2.0):
+        square = lipschitz_certificate(Function(lambda x: x * x), (4,), radius=radius).value
+        assert square == pytest.approx(2 * radius, rel=1e-5)
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    net = Function(lambda x, a: a(x, x, x)[0], attention)
+    with pytest.raises(TypeError, match=r"operation 'bmm' in layer 'layers.0' .* pass radius="):
+        lipschitz_certificate(net, (3, 4))
+    bounds = [lipschitz_certificate(net, (3, 4), radius=r).value for r in (0.1, 1.0)]
+    assert 0 < bounds[0] < bounds[1]
+    recurrent = Function(lambda x, f: f(x)[0], nn.LSTM(4, 3, batch_first=True))
+    value = lipschitz_certificate(recurrent, (5, 4)).value  # gates are bounded everywhere
+    found = jacobian_norms(recurrent, torch.randn(20, 5, 4)).max().item()
+    assert 0 < found <= value
 
 
 @pytest.mark.parametrize(

@@ -430,8 +430,8 @@ def test_product_over_every_kind_of_layer():
         }
     assert {name: constants[name] for name in norms} == pytest.approx(norms, rel=1e-5)
     assert constants["1.2"] == 2
-    assert (constants[["0", "2", "5", "6", "8"]] == 1).all()
-    assert bound.value == pytest.approx(constants.prod())
+    assert {constants[name] for name in ("0", "2", "5", "6", "8")} == {1}
+    assert bound.value == pytest.approx(math.prod(constants.values()))
     assert all(module.training for module in model.modules())
     assert jacobian_norms(model, points(20, 64, dtype=torch.float32)).max() <= bound.value
 
@@ -530,6 +530,61 @@ def test_tent_maps_have_their_pieces_and_slope(n):
 def test_exact_value_depends_on_the_box():
     net = dense(([[1.0], [1.0]], [0.0, -1.0]), ([[1.0, 5.0]], [0.0]))  # slopes 0, 1, 6
     assert [exact_lipschitz(net, box).value for box in [(-2, -1), (-1, 1), (0, 2)]] == [0, 1, 6]
+
+
+@pytest.mark.parametrize("n_inputs", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_unbounded_box_gives_the_constant_on_all_of_it(n_inputs, seed):
+    """0.0 before: corners at infinity made every value NaN."""
+    torch.manual_seed(seed)
+    net = mlp([n_inputs, 8, 6, 2]).double()
+    unbounded = exact_lipschitz(net, (-math.inf, math.inf))
+    assert unbounded.value == pytest.approx(exact_lipschitz(net, (-1e4, 1e4)).value)
+    half = exact_lipschitz(net, (np.float32(-1), math.inf)).value
+    assert half == pytest.approx(exact_lipschitz(net, (-1, 1e4)).value)
+    low, high = [-math.inf] + [0.0] * (n_inputs - 1), [2.0] * n_inputs
+    strip = exact_lipschitz(net, (low, high)).value
+    assert strip == pytest.approx(exact_lipschitz(net, ([-1e4, 0.0][:n_inputs], high)).value)
+    ends = np.concatenate(unbounded.regions)
+    assert np.isinf(ends).any()
+    assert not np.isnan(ends).any()
+
+
+@pytest.mark.parametrize("box", [(math.nan, 1), (-1, math.nan), (math.inf, math.inf)])
+def test_boxes_that_are_none_are_refused(box):
+    with pytest.raises(ValueError, match="lows below its highs"):
+        exact_lipschitz(nn.Linear(1, 1), box)
+
+
+def test_estimates_do_not_depend_on_the_mode_of_the_caller():
+    torch.manual_seed(0)
+    net = mlp([2, 8, 3]).double()
+    x, labels = torch.randn(5, 2).double(), torch.arange(5) % 3
+    estimates = [
+        lambda: l2_attack(net, x, labels, np.float64(0.5), steps=np.int64(3)),
+        lambda: jacobian_norms(net, x),
+        lambda: maximize_jacobian_norm(net, x, steps=2).value,
+        lambda: layer_product_bound(net, (2,)).value,
+        lambda: exact_lipschitz(net, (-1, 1)).value,
+        lambda: activation_constant(nn.GELU()),
+        lambda: difference_quotients(net, x, x + 1),
+        lambda: layer_matrix(net[0], (2,)),
+    ]
+    for estimate in estimates:
+        expected = torch.as_tensor(estimate())
+        for mode in (torch.no_grad(), torch.inference_mode()):
+            with mode:
+                assert torch.equal(torch.as_tensor(estimate()), expected)
+
+
+def test_models_and_inputs_of_inference_mode():
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        net, x, labels = mlp([2, 8, 3]), torch.randn(5, 2), torch.arange(5) % 3
+        inside = l2_attack(net, x, labels, 0.5), jacobian_norms(net, x)
+    outside = l2_attack(net, x, labels, 0.5), jacobian_norms(net, x)
+    assert torch.equal(inside[0], outside[0])
+    assert torch.equal(inside[1], outside[1])
 
 
 def test_cuts_through_the_corners_leave_no_slivers():

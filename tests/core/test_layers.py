@@ -1,0 +1,63 @@
+"""Kinds of layers, chains of layers, and copies that may be changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, whole_shape
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_layer_is_plain_if_it_computes_what_its_class_does():
+    assert is_plain(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear)
+    assert not is_plain(Doubled(2, 2), nn.Linear)
+    patched = nn.Linear(2, 2)
+    patched.forward = lambda x: x
+    assert not is_plain(patched, nn.Linear)
+
+
+def test_chains_are_walked_in_order_with_repeated_layers():
+    shared = nn.Linear(2, 2)
+    chain = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared), Doubled(2, 2))
+    assert [name for name, _ in layers(chain)] == ["0", "1.0", "1.1", "2"]
+
+
+def test_a_frozen_copy_computes_the_same_and_leaves_the_original_alone():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)).eval()
+    twin = frozen_copy(layer)
+    x = torch.randn(2, 3)
+    assert torch.equal(twin(x), layer(x))
+    assert type(twin) is nn.Linear
+    twin.weight.zero_()
+    assert nn.utils.parametrize.is_parametrized(layer)
+    assert layer.weight.abs().sum() > 0
+    broken = nn.Linear(2, 2)
+    broken.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="'weight' does not"):
+        frozen_copy(broken)
+
+
+def test_shapes():
+    assert whole_shape(torch.Size([2, 3])) == (2, 3)
+    with pytest.raises(ValueError, match="axes of at least 1"):
+        whole_shape((2, 0))
+
+
+def test_gradients_are_computed_in_any_mode_and_detached_for_those_who_want_none():
+    @any_grad_mode
+    def slope(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.square().sum(), x, create_graph=True)[0]
+
+    x = torch.ones(2)
+    assert slope(x).requires_grad
+    with torch.inference_mode():
+        result = slope(torch.ones(2))
+    assert not result.requires_grad
+    assert torch.equal(result, 2 * x)
