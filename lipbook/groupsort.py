@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lipbook._checks import check_count
 
@@ -30,7 +32,6 @@ class GroupSort(nn.Module):
 
     Examples
     --------
-    >>> import torch
     >>> GroupSort(2)(torch.tensor([[3.0, 1.0, 5.0, 7.0]])).tolist()
     [[1.0, 3.0, 5.0, 7.0]]
     >>> GroupSort()(torch.tensor([[3.0, 7.0, 5.0, 1.0]])).tolist()
@@ -58,12 +59,25 @@ class GroupSort(nn.Module):
                 f"group_size must divide the length of axis {self.dim}, "
                 f"got {size} for shape {tuple(x.shape)}"
             )
-        last = x.movedim(self.dim, -1)
-        groups = last.reshape(*last.shape[:-1], length // size, size)
-        ordered = groups.sort(dim=-1).values.reshape(last.shape)
-        return ordered.movedim(-1, self.dim)
+        axis = self.dim % x.ndim
+        groups = torch.unflatten(x, axis, (length // size, size))
+        return _sorted(groups, axis + 1).flatten(axis, axis + 1)
 
     def extra_repr(self) -> str:
         """Show the size of a group, and the axis if it is not the last."""
         axis = "" if self.dim == -1 else f", dim={self.dim}"
         return f"group_size={self.group_size}{axis}"
+
+
+def _sorted(groups: Tensor, axis: int) -> Tensor:
+    """Sort one axis; two entries by one comparison, which takes half of the time.
+
+    A graph has the one operation whose constant is known, as `certificate` wants to see it.
+    """
+    if groups.shape[axis] != 2 or is_in_torch_dispatch_mode():
+        return groups.sort(axis).values
+    first, second = groups.unbind(axis)
+    # Not minimum and maximum: where both are equal, their gradients are halves, not a permutation.
+    swapped = first > second
+    in_order = torch.where(swapped, second, first), torch.where(swapped, first, second)
+    return torch.stack(in_order, axis)

@@ -544,7 +544,8 @@ def _input_shapes(module: nn.Module, shape: Sequence[int]) -> dict[nn.Module, tu
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        shapes[layer] = tuple(inputs[0].shape[1:])
+        if inputs and isinstance(inputs[0], Tensor):  # a parametrization is called without
+            shapes[layer] = tuple(inputs[0].shape[1:])
 
     hooks = [layer.register_forward_pre_hook(note) for layer in module.modules()]
     try:

@@ -108,6 +108,22 @@ def test_the_input_is_left_alone_and_there_is_nothing_to_train():
     assert str(GroupSort(dim=1)) == "GroupSort(group_size=None, dim=1)"
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_equal_entries_have_a_permutation_as_jacobian_too(size):
+    x = torch.ones(1, 4, dtype=torch.float64, requires_grad=True)
+    gradient = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    GroupSort(size)(x).backward(gradient)
+    assert torch.equal(x.grad.sort().values, gradient)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_certificate_knows_it(size):
+    net = nn.Sequential(nn.Linear(4, 4), GroupSort(size), nn.Linear(4, 1))
+    bound = lipschitz_certificate(net, (4,)).value
+    norms = (torch.linalg.matrix_norm(layer.weight.detach(), 2) for layer in net[::2])
+    assert bound == pytest.approx(torch.stack([*norms]).prod().item(), rel=1e-5)
+
+
 def test_a_constant_that_is_given_certifies_it():
     net = nn.Sequential(nn.Linear(4, 4), GroupSort(2), nn.Linear(4, 1))
     bound = lipschitz_certificate(net, (4,), constants={GroupSort: 1.0}).value

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from weights import critic, gaussian, norm, original
 
 from lipbook.convolution import conv_spectral_norm
@@ -21,8 +21,11 @@ from lipbook.normalization import (
     SpectralProjection,
     article_spectral_normalize,
     project_spectral_,
+    remove_spectral_normalization,
     spectral_normalize,
+    spectral_normalize_network,
 )
+from lipbook.parametrizations import Normalization
 from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.wgan import GradientPenalty
 
@@ -266,6 +269,99 @@ def test_orthonormal_penalty_is_named_in_checkpoints():
 def test_orthonormal_penalty_refuses_weights_that_are_not_positive(weight, error):
     with pytest.raises(error, match="strength must be a"):
         OrthonormalPenalty(weight)
+
+
+# --- a whole network ----------------------------------------------------------------------------
+
+
+def mixed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2, padding=1),
+        nn.BatchNorm2d(2),
+        nn.PReLU(2),
+        nn.ConvTranspose2d(2, 2, 3),
+        nn.Flatten(),
+        nn.Linear(50, 4),
+        nn.LayerNorm(4),
+        parametrizations.weight_norm(nn.Linear(4, 4)),
+        nn.Linear(4, 1),
+    ).double()
+
+
+def normalized(net: nn.Module) -> list[int]:
+    """Which layers ours normalizes: by the vectors, or by the owner, that it has."""
+    return [
+        index
+        for index, layer in enumerate(net)
+        if parametrize.is_parametrized(layer)
+        and isinstance(layer.parametrizations.weight[0], Normalization)
+    ]
+
+
+def test_every_layer_of_a_network_that_multiplies_is_normalized():
+    for options, expected in [
+        ({}, [0, 3, 5, 8]),
+        ({"batch_norms": True}, [0, 1, 3, 5, 8]),
+        ({"skip": ["0", "8"]}, [3, 5]),
+    ]:
+        net = mixed()
+        assert spectral_normalize_network(net, n_power_iterations=50, **options) is net
+        assert normalized(net) == expected
+        for index in {0, 5, 8}.intersection(expected):
+            assert norm(net[index].weight) == pytest.approx(1, rel=1e-3)
+
+
+def test_with_the_shape_of_an_input_convolutions_are_operators():
+    net = spectral_normalize_network(mixed(), 100, input_shape=(1, 6, 6)).eval()
+    sigma = conv_spectral_norm(net[0].weight, 6, stride=2, padding=1)
+    assert sigma.item() == pytest.approx(1, rel=1e-3)
+
+
+def test_layers_that_share_a_weight_go_on_sharing_it():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    spectral_normalize_network(net)
+    assert normalized(net) == [0, 1]
+    assert original(net[0]) is original(net[1])
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_taking_it_off_again(leave):
+    x, net, plain = gaussian(3, 1, 6, 6), mixed().eval(), mixed().eval()
+    spectral_normalize_network(net, 50)
+    before = net(x)
+    remove_spectral_normalization(net, leave_parametrized=leave)
+    assert normalized(net) == []
+    torch.testing.assert_close(net(x), before if leave else plain(x))
+    assert parametrize.is_parametrized(net[7])  # another's parametrization stays
+
+
+def test_what_a_network_may_be_asked():
+    with pytest.raises(ValueError, match="must have a weight to normalize, ReLU"):
+        spectral_normalize_network(nn.ReLU())
+    with pytest.raises(ValueError, match="skip must name modules of the network, it has no 'x'"):
+        spectral_normalize_network(mixed(), skip=["x"])
+    with pytest.raises(ValueError, match="must have a normalized weight"):
+        remove_spectral_normalization(mixed())
+    layer = spectral_normalize(nn.Linear(2, 2))
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(ValueError, match="no parametrization besides, it has 2"):
+        remove_spectral_normalization(layer)
+
+
+def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
+    layer = parametrizations.weight_norm(nn.Linear(3, 2, bias=False, dtype=torch.float64))
+    project_spectral_(layer, coefficient=2.0)
+    assert norm(layer.weight) == pytest.approx(2)
+    for variant in ("exact", "article"):
+        fixed = spectral_normalize(nn.Linear(3, 2), coefficient=3.0)
+        with pytest.raises(ValueError, match="cannot be set"):
+            project_spectral_(fixed, variant=variant)
+    halved = spectral_normalize(nn.Linear(2, 2, bias=False).double(), coefficient=0.5).eval()
+    rows = halved.weight.detach()
+    expected = (rows @ rows.T - torch.eye(2)).square().sum()
+    torch.testing.assert_close(orthonormal(halved).detach(), expected)
 
 
 # --- refusals ----------------------------------------------------------------------------------
