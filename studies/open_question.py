@@ -96,26 +96,29 @@ TOLERANCE = dict.fromkeys(("train", "validation", "test", "attack"), 0.02) | {"s
 def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:  # noqa: ARG001
     """List the runs: each method with all its strengths and seeds; and by itself a middle one."""
     methods = ["none", "dropout", TWO_SIDED] if tiny else list(GRIDS)
+    steps = 4 if tiny else STEPS
     return [
-        {"part": part, "model": model, "noise": noise, "method": method, "seed": SEEDS[0]}
-        for part, noises in (("test", NOISES), ("probe", NOISES[:1]))
-        for noise, model, method in product(noises, MODELS, methods)
+        {"part": part, "model": model, "noise": noise, "method": method, "steps": steps, "seed": 0}
+        for part, noises in (("test", NOISES[:1] if tiny else NOISES), ("probe", NOISES[:1]))
+        for noise, model, method in product(noises, MODELS[:1] if tiny else MODELS, methods)
     ]
 
 
 def repeatable(table: pd.DataFrame) -> list[Cell]:
     """Return the cells that a core repeats in seconds."""
-    names = ["part", "model", "noise", "method", "seed"]
+    names = ["part", "model", "noise", "method", "steps", "seed"]
     return table.loc[table["part"] == "probe", names].drop_duplicates().to_dict("records")
 
 
-def measure(part: str, model: str, noise: float, method: str, seed: int) -> list[dict[str, float]]:
+def measure(
+    part: str, model: str, noise: float, method: str, steps: int, seed: int
+) -> list[dict[str, float]]:
     """Train with each strength and seed, and return one row a training."""
     runs = SEEDS if part == "test" else (seed,)
     grid = GRIDS[method]
     strengths = grid if part == "test" else grid[len(grid) // 2 :][:1]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Stack(model, noise, method, strengths, runs, device).results()
+    return Stack(model, noise, method, strengths, runs, device).results(steps)
 
 
 @cache
@@ -168,9 +171,9 @@ class Stack:
         """Give each network what was drawn for its run."""
         return drawn.repeat(len(self.strengths), *[1] * (drawn.ndim - 1))
 
-    def results(self) -> list[dict[str, float]]:
+    def results(self, steps: int = STEPS) -> list[dict[str, float]]:
         """Train, and return a row for each network."""
-        self.train()
+        self.train(steps)
         found = []
         for k, strength in enumerate(self.strengths):
             rows = self.rows.detach()[k * len(self.runs) : (k + 1) * len(self.runs)]
@@ -180,16 +183,15 @@ class Stack:
                 found.append({"run": run, "strength": strength, **values})
         return found
 
-    def train(self) -> None:
+    def train(self, steps: int) -> None:
         """Take the steps of AdamW; early stopping keeps the weights of its step."""
         lr = torch.full_like(self.strength, LR)
         optimizer = stacked.Adam(self.rows, lr)
-        stops = torch.full_like(self.strength, STEPS).round()
-        if self.method == "early stopping":
-            stops = (self.strength * STEPS).round()
+        early = self.method == "early stopping"
+        stops = (self.strength * steps).round() if early else torch.full_like(self.strength, steps)
         kept = self.rows.detach().clone()
         decays = self.strength if self.method == "weight decay" else 0 * self.strength
-        for step in range(STEPS):
+        for step in range(steps):
             if step % (N_TRAIN // BATCH) == 0:
                 order = self.drawn(lambda g: torch.randperm(N_TRAIN, generator=g))
             batch = order.roll(-BATCH * step, 1)[:, :BATCH]

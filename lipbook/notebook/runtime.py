@@ -11,7 +11,7 @@ import os
 import platform
 import random
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +242,7 @@ def provenance(run: Run, chapter: str | None = None) -> pd.DataFrame:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "NumPy": np.__version__,
-        "lipbook": version("lipbook"),
+        "lipbook": _version(),
         "lipbook source": source_digest(sorted(_PACKAGE.rglob("*.py"))),
     }
     notebook = _PACKAGE.parent / "book" / f"{chapter}.ipynb"
@@ -250,6 +250,13 @@ def provenance(run: Run, chapter: str | None = None) -> pd.DataFrame:
         facts["chapter source"] = _cells_digest(notebook)
     values = [str(value) for value in facts.values()]
     return pd.DataFrame({"value": values}, index=list(facts))
+
+
+def _version() -> str:
+    try:
+        return version("lipbook")
+    except PackageNotFoundError:  # a clone on PYTHONPATH
+        return "not installed"
 
 
 def source_digest(paths: list[Path]) -> str:
