@@ -3,7 +3,7 @@
 Real images that it has not seen are made worse step by step: by noise, by blur, by keeping only
 some of their kinds (of digits, of hair), or by exchanging the left halves of some of them. At every
 rung its distance must grow; its coverage must fall with the kinds that are left out, and the share
-of images that it reads with confidence with noise, blur and exchanged halves.
+of attributes that it reads with confidence with noise, blur and exchanged halves.
 
 Cost: a second a cell on one core, once the readers are trained (5 minutes, kept in ``build/data``).
 """
