@@ -1,8 +1,9 @@
 """The one-thread route: BLAS and LAPACK of NumPy and SciPy on the memory of torch's tensors.
 
-With one thread they beat torch where it lacks the routine (half a Gram matrix, one eigenvector)
-and where its overhead counts, some microseconds an operation. On AMD, OpenBLAS also has the faster
-products with a vector than the MKL of torch's wheels.
+They have what torch lacks (half a Gram matrix, one eigenvector) and take about a microsecond a
+call, where an operation of torch takes several. On AMD, OpenBLAS also has the faster products with
+a vector than the MKL of torch's wheels. One thread, because a product with a vector is too short to
+be shared: a thread that finds its core busy keeps the others waiting for much longer than it saves.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 Array = NDArray[Any]
 
@@ -26,29 +28,53 @@ _CTYPES: dict[torch.dtype, tuple[Any, Any]] = {
     torch.float32: (ctypes.c_float, np.float32),
     torch.float64: (ctypes.c_double, np.float64),
 }
-_VECTOR_ROUTINES: dict[str, tuple[Any, Any]] = {
-    "f": (blas.sgemv, blas.snrm2),
-    "d": (blas.dgemv, blas.dnrm2),
-}
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
+_ROUTINES: dict[str, tuple[Any, ...]] = {
+    "f": (blas.sgemv, blas.ssymv, blas.sdot, blas.saxpy, blas.snrm2),
+    "d": (blas.dgemv, blas.dsymv, blas.ddot, blas.daxpy, blas.dnrm2),
+}
+
 
 def in_one_thread(x: Tensor) -> bool:
-    """Whether to leave products to OpenBLAS, which has syrk and, on AMD, the faster gemv.
+    """Whether torch works on `x` in one thread, so that BLAS in one takes nothing from anyone.
 
-    Only if torch has one thread: two pools of threads would wait for each other's cores. Who sets
-    torch's threads to one means BLAS's too, as `runtime.start` does and ``OMP_NUM_THREADS=1``.
+    Who sets torch's threads to one means BLAS's too, as `runtime.start` does and
+    ``OMP_NUM_THREADS=1``.
     """
     return x.is_cpu and torch.get_num_threads() == 1
 
 
-def as_array(x: Tensor) -> NDArray[Any]:
+def one_thread() -> AbstractContextManager[Any]:
+    """Return a context in which NumPy's and SciPy's BLAS have one thread."""
+    if all(library.get_num_threads() == 1 for library in _BLAS.lib_controllers):
+        return nullcontext()
+    limited: AbstractContextManager[Any] = _BLAS.limit(limits=1)
+    return limited
+
+
+class _Exported:
+    """A tensor on its way to NumPy, past the checks of ``Tensor.__dlpack__``, which take longer."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return to_dlpack(self.x)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the CPU
+
+
+def as_array(x: Tensor) -> Array:
     """Return an array on the memory of `x`, not to be written to.
 
     Not by ``x.numpy()``, after which the storage can never be resized: FSDP would fail.
     """
-    return np.from_dlpack(x.detach())
+    return np.from_dlpack(_Exported(x.detach()))
 
 
 def can_read(x: Tensor | None, dtype: torch.dtype) -> bool:
@@ -75,7 +101,7 @@ def power_steps(
     The matrix is given by rows, flat. NaN where there is no direction, as torch has it, and without
     NumPy's warning.
     """
-    gemv, nrm2 = _VECTOR_ROUTINES[weight.dtype.char]
+    gemv, _, _, _, nrm2 = _ROUTINES[weight.dtype.char]
     matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
     for _ in range(steps):
         u = gemv(1.0, matrix, v, eps, u, trans=1)
@@ -88,7 +114,7 @@ def power_steps(
 
 def fingerprint(weight: Tensor, probe: Tensor) -> bytes:
     """Return the bytes of the product of a weight's rows with a vector."""
-    gemv, _ = _VECTOR_ROUTINES["f" if weight.dtype is torch.float32 else "d"]
+    gemv = _ROUTINES["f" if weight.dtype is torch.float32 else "d"][0]
     vector = memory(probe)
     product: Array = gemv(1.0, memory(weight).reshape(-1, len(vector)).T, vector, trans=1)
     return product.tobytes()
@@ -101,35 +127,33 @@ def _scale(x: Array, norm: float) -> None:
         x.fill(math.nan)
 
 
-def product(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return ``x -> matrix @ x`` for vectors."""
-    if not in_one_thread(matrix):
-        return matrix.mv
-    array = as_array(matrix)
-    return lambda x: torch.from_numpy(array @ as_array(x))
-
-
-def gram(tall: Tensor) -> Tensor:
+def gram(tall: Array) -> Array:
     """Return ``WᵀW``, of which the upper triangle counts."""
-    if not in_one_thread(tall):
-        return tall.mT @ tall
-    array = as_array(tall)
-    by_rows = array.flags.c_contiguous  # and BLAS reads by columns
-    syrk: Any = blas.ssyrk if array.dtype == np.float32 else blas.dsyrk  # half of a gemm
-    return torch.from_numpy(syrk(1.0, array.T if by_rows else array, trans=not by_rows))
+    by_rows = tall.flags.c_contiguous  # and BLAS reads by columns
+    syrk: Any = blas.ssyrk if tall.dtype == np.float32 else blas.dsyrk  # half of a gemm
+    product: Array = syrk(1.0, tall.T if by_rows else tall, trans=not by_rows)
+    return product
 
 
-def top_eigenvector(symmetric: Tensor) -> Tensor:
-    """Return the vector of the largest eigenvalue; of `symmetric` the upper triangle counts."""
-    array = as_array(symmetric)
-    n = len(array)
+def is_moderate(gram: Array) -> bool:
+    """Whether all entries of the matrix behind a Gram matrix are finite and far from the limits."""
+    largest = gram.diagonal().max()
+    return bool(2.0**-40 <= largest <= 2.0**40)  # the sum of squares of a column; NaN fails
+
+
+def top_eigenvector(symmetric: Array) -> Array:
+    """Return the vector of the largest eigenvalue of a matrix, of which the upper triangle counts.
+
+    It is overwritten.
+    """
+    n = len(symmetric)
     # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
-    syevr: Any = lapack.ssyevr if array.dtype == np.float32 else lapack.dsyevr
-    with nullcontext() if in_one_thread(symmetric) else _BLAS.limit(limits=1):
-        _, vectors, _, _, info = syevr(array, range="I", il=n, iu=n)
+    syevr: Any = lapack.ssyevr if symmetric.dtype == np.float32 else lapack.dsyevr
+    _, vectors, _, _, info = syevr(symmetric, range="I", il=n, iu=n, overwrite_a=1)
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's syevr failed with info = {info}; method='svd' is left")
-    return torch.from_numpy(vectors[:, 0])
+    top: Array = vectors[:, 0]
+    return top
 
 
 def top_pair_of_tridiagonal(
@@ -146,3 +170,56 @@ def top_pair_of_tridiagonal(
     if info != 0:  # pragma: no cover
         raise RuntimeError(f"LAPACK's stemr failed with info = {info}; method='svd' is left")
     return float(values[0]), vectors[:, 0]
+
+
+def gram_product(tall: Array) -> Callable[[Array], Array]:
+    """Return ``x -> Wᵀ(W x)``, a new vector each time."""
+    gemv = _ROUTINES[tall.dtype.char][0]
+    if not (tall.flags.c_contiguous or tall.flags.f_contiguous):
+        tall = np.ascontiguousarray(tall)
+    matrix, trans = (tall.T, 1) if tall.flags.c_contiguous else (tall, 0)
+    return lambda x: gemv(1.0, matrix, gemv(1.0, matrix, x, trans=trans), trans=1 - trans)
+
+
+def symmetric_product(symmetric: Array) -> Callable[[Array], Array]:
+    """Return ``x -> G x``, a new vector each time; of G the upper triangle counts."""
+    symv = _ROUTINES[symmetric.dtype.char][1]
+    return lambda x: symv(1.0, symmetric, x)
+
+
+class KrylovBasis:
+    """The basis of Lanczos on a symmetric operator, a vector a step, orthogonal to rounding.
+
+    The one of `power_iteration` in BLAS.
+    """
+
+    def __init__(self, apply: Callable[[Array], Array], start: Array) -> None:
+        gemv, _, self.dot, self.axpy, self.nrm2 = _ROUTINES[start.dtype.char]
+        self.gemv, self.apply = gemv, apply
+        self.basis = np.empty((64, len(start)), start.dtype)
+        self.rest, self.residual = start, self.nrm2(start)
+        self.steps = 0
+
+    def advance(self) -> tuple[float, float]:
+        """Take the next vector in, and return what `top_of_krylov` asks for."""
+        k, axpy = self.steps, self.axpy
+        if k == len(self.basis):
+            self.basis = np.concatenate([self.basis, np.empty_like(self.basis)])
+        last = self.basis[k]
+        np.multiply(self.rest, 1 / self.residual, out=last)
+        image = self.apply(last)
+        if k:
+            image = axpy(self.basis[k - 1], image, a=-self.residual)
+        overlap = self.dot(last, image)
+        image = axpy(last, image, a=-overlap)
+        known = self.basis[: k + 1].T
+        overlaps = self.gemv(1.0, known, image, trans=1)
+        self.rest = self.gemv(-1.0, known, overlaps, 1.0, image, overwrite_y=1)
+        self.residual = self.nrm2(self.rest)
+        self.steps += 1
+        return overlap, self.residual
+
+    def combine(self, weights: NDArray[np.float64]) -> Array:
+        """Return the sum of the vectors, weighted."""
+        combined: Array = weights.astype(self.basis.dtype) @ self.basis[: self.steps]
+        return combined

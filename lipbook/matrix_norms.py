@@ -35,7 +35,7 @@ def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises
     ------
     TypeError
-        If `matrix` is no floating-point tensor.
+        If `matrix` is not a floating-point tensor.
     ValueError
         If it has fewer than two axes, no entries, a NaN or an infinity.
 
@@ -67,8 +67,11 @@ def _in_range(matrix: Tensor) -> bool:
         return False
     if matrix.ndim < 2 or matrix.numel() == 0:
         return False
-    smallest, largest = _largest_entry(matrix).aminmax()
-    return float(smallest) >= 2.0**-16 and float(largest) <= 2.0**16
+    if matrix.ndim == 2:  # spare the operations on a single number
+        smallest = largest = max(matrix.amax().item(), -matrix.amin().item())
+    else:
+        smallest, largest = (one.item() for one in _largest_entry(matrix).aminmax())
+    return smallest >= 2.0**-16 and largest <= 2.0**16
 
 
 def _largest_entry(matrix: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def _largest_entry(matrix: Tensor) -> Tensor:
 
 
 def frobenius_norm(matrix: Tensor) -> Tensor:
-    """Root of the sum of squared entries, equation (9): an upper bound of ``‖W‖₂`` by (10).
+    """Root of the sum of squared entries, equation (9): an upper bound on ``‖W‖₂`` by (10).
 
     Parameters
     ----------
@@ -93,7 +96,7 @@ def frobenius_norm(matrix: Tensor) -> Tensor:
     Raises
     ------
     TypeError
-        If `matrix` is no floating-point tensor.
+        If `matrix` is not a floating-point tensor.
     ValueError
         If it has fewer than two axes, no entries, a NaN or an infinity.
 
@@ -133,7 +136,7 @@ def induced_norm(matrix: Tensor, p: float = 2) -> Tensor:
     Raises
     ------
     TypeError
-        If `matrix` is no floating-point tensor.
+        If `matrix` is not a floating-point tensor.
     ValueError
         If it has fewer than two axes, no entries, a NaN or an infinity, or if `p` is another.
 

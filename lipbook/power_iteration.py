@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
@@ -24,8 +25,11 @@ from lipbook.matrix_norms import induced_norm, split_scale
 
 Method = Literal["auto", "gram", "lanczos", "svd"]
 
-_GRAM_LIMIT = 256  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
+_GRAM_LIMIT = 160  # shorter side up to which a Gram matrix beats Lanczos (benchmarks/)
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
+_FIRST_CHECK = 16  # steps before the first look, which suffice where there is a gap
+_LONG_SIDE = 4  # ratio of the sides from which on a Gram matrix repays if they do not
+_LONG = 4096  # entries up to which a sum of squares in float32 is right to 1e-7
 _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
 
 
@@ -99,7 +103,7 @@ def power_iteration(
     Raises
     ------
     TypeError
-        If `matrix` or `init` is no floating-point tensor, or `n_iterations` no integer.
+        If `matrix` or `init` is not a floating-point tensor, or `n_iterations` not an integer.
     ValueError
         If an entry is not finite, or shape, `init`, `form` or `n_iterations` do not fit.
 
@@ -160,7 +164,7 @@ def article_keras_spectral_norm(kernel: Tensor, n_iterations: int = 5) -> Tensor
     Raises
     ------
     TypeError
-        If `kernel` is no floating-point tensor, or `n_iterations` no integer.
+        If `kernel` is not a floating-point tensor, or `n_iterations` not an integer.
     ValueError
         If `kernel` has no axes, no entries, a NaN or an infinity, or `n_iterations` is below 1.
 
@@ -237,45 +241,114 @@ def golub_kahan_lanczos(
     ValueError: start must not be zero
     """
     check_positive(rtol, "rtol")
-    length = float(torch.linalg.vector_norm(start))
-    if length == 0:
+    if max_steps is not None:
+        check_count(max_steps, "max_steps")
+    if not bool(start.any()):
         raise ValueError("start must not be zero")
+    basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
     n = start.numel()
     max_steps = n if max_steps is None else min(max_steps, n)
+    found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps)
+    right = basis.combine(found.weights)
+    off_diagonal = found.off_diagonal
+    tridiagonal = np.diag(found.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+    return Lanczos(
+        right / torch.linalg.vector_norm(right), torch.from_numpy(tridiagonal), found.converged
+    )
+
+
+class KrylovTop(NamedTuple):
+    """What `top_of_krylov` returns."""
+
+    theta: float  #: the largest Ritz value, an estimate of the squared norm
+    weights: NDArray[np.float64]  #: shape (k,), its vector in the basis
+    diagonal: list[float]  #: k entries of the tridiagonal matrix
+    off_diagonal: list[float]  #: k - 1 entries
+    converged: bool
+
+
+def top_of_krylov(
+    advance: Callable[[], tuple[float, float]],
+    n: int,
+    dtype: torch.dtype,
+    rtol: float,
+    max_steps: int,
+    *,
+    spans: bool = True,
+) -> KrylovTop:
+    """Let a Lanczos process advance until the bound of `golub_kahan_lanczos` is met.
+
+    `advance` does one step and returns its entry of the diagonal and the length of the remainder;
+    `spans` says that n steps span the whole space, as those with an orthogonal basis do. The bound
+    needs the recurrence only: the components ``⟨z, q_k⟩`` obey it up to rounding, and of its
+    solutions they are the one that grows.
+    """
     likely = _UNLUCKY * math.sqrt(math.pi / (2 * n))
-    rounding = 16 * torch.finfo(start.dtype).eps
-    basis = start.new_empty(min(max_steps + 1, 64), n)
-    basis[0] = start / length
+    rounding = 16 * torch.finfo(dtype).eps
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    next_check = 16
+    next_check = _FIRST_CHECK
     for k in itertools.count(1):
-        if k == len(basis):
-            basis = torch.cat([basis, torch.empty_like(basis)])
-        known = basis[:k]
-        image = rmatvec(matvec(known[-1]))
-        overlap = torch.mv(known[-2:], image)
-        image = torch.addmv(image, known[-2:].T, overlap, alpha=-1)
-        image = torch.addmv(image, known.T, torch.mv(known, image), alpha=-1)
-        residual = float(torch.linalg.vector_norm(image))
-        diagonal.append(float(overlap[-1]))
-        exhausted = residual <= rounding * max(diagonal) or k == n
+        entry, residual = advance()
+        diagonal.append(entry)
+        exhausted = residual <= rounding * max(diagonal) or (spans and k == n)
         if k >= next_check or exhausted or k == max_steps:
-            next_check = k + 4
+            next_check = k + min(4, max(1, 2048 // n))
             theta, ritz = _blas.top_pair_of_tridiagonal(diagonal, off_diagonal)
-            bound = residual * abs(ritz[-1] * ritz[0]) / likely
-            converged = exhausted or bound <= 2 * rtol * theta
+            tangent = residual * abs(ritz[-1] * ritz[0]) / likely
+            converged = exhausted or tangent <= 2 * rtol * theta
+            if not (converged or spans):
+                residuals = [*off_diagonal, residual]
+                converged = _outgrows(1 / likely, (1 + 2 * rtol) * theta, diagonal, residuals)
             if converged or k == max_steps:
                 break
         off_diagonal.append(residual)
-        torch.div(image, residual, out=basis[k])
-    right = torch.mv(known.T, torch.from_numpy(ritz).to(known))
-    tridiagonal = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
-    return Lanczos(
-        right / torch.linalg.vector_norm(right),
-        torch.from_numpy(tridiagonal),
-        bool(converged),
-    )
+    return KrylovTop(theta, ritz, diagonal, off_diagonal, bool(converged))
+
+
+def _outgrows(
+    limit: float, at: float, diagonal: Sequence[float], off_diagonal: Sequence[float]
+) -> bool:
+    """Whether one of the Lanczos polynomials exceeds `limit`: the bound without its tangent.
+
+    Past the largest Ritz value they are convex. The tangent says little where rounding has made
+    a copy of that value.
+    """
+    before, value, beside = 0.0, 1.0, 0.0
+    for entry, residual in zip(diagonal, off_diagonal, strict=True):
+        before, value = value, ((at - entry) * value - beside * before) / residual
+        if value > limit:
+            return True
+        beside = residual
+    return False
+
+
+class KrylovBasis:
+    """The basis of Lanczos on a symmetric operator, a vector a step, orthogonal to rounding."""
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], start: Tensor) -> None:
+        self.apply = apply
+        self.basis = start.new_empty(64, start.numel())
+        self.rest, self.residual = start, float(torch.linalg.vector_norm(start))
+        self.steps = 0
+
+    def advance(self) -> tuple[float, float]:
+        """Take the next vector in, and return what `top_of_krylov` asks for."""
+        if self.steps == len(self.basis):
+            self.basis = torch.cat([self.basis, torch.empty_like(self.basis)])
+        torch.div(self.rest, self.residual, out=self.basis[self.steps])
+        self.steps += 1
+        known = self.basis[: self.steps]
+        image = self.apply(known[-1])
+        overlap = torch.mv(known[-2:], image)
+        image = torch.addmv(image, known[-2:].T, overlap, alpha=-1)
+        self.rest = torch.addmv(image, known.T, torch.mv(known, image), alpha=-1)
+        self.residual = float(torch.linalg.vector_norm(self.rest))
+        return float(overlap[-1]), self.residual
+
+    def combine(self, weights: NDArray[np.float64]) -> Tensor:
+        """Return the sum of the vectors, weighted."""
+        return torch.mv(self.basis[: self.steps].T, torch.from_numpy(weights).to(self.basis))
 
 
 def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6) -> Tensor:
@@ -288,8 +361,9 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     method : {"auto", "gram", "lanczos", "svd"}, default "auto"
         ``"gram"`` takes the top eigenvector of the smaller Gram matrix, ``"lanczos"`` the one of
         `golub_kahan_lanczos`, and both end with ``‖Wv‖``, whose error is the square of v's;
-        ``"svd"`` decomposes. ``"auto"`` is Gram up to a shorter side of 256, then Lanczos, and
-        Gram again if Lanczos has not converged after 160 steps.
+        ``"svd"`` decomposes. ``"auto"`` is Gram up to a shorter side of 160, then Lanczos, and
+        Gram again if Lanczos has not converged after 160 steps; on a CPU, Lanczos goes over to
+        the Gram matrix where one side is at least four times the other and no wide gap shows.
     rtol : float, default 1e-6
         Relative accuracy of Lanczos, reached up to the rounding of the dtype (as are the other
         two routes) with the probability given there. Its start is drawn from a generator of its
@@ -305,7 +379,7 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     Raises
     ------
     TypeError
-        If `matrix` is no floating-point tensor, or `rtol` no number.
+        If `matrix` is not a floating-point tensor, or `rtol` not a number.
     ValueError
         If `matrix` has fewer than two axes, no entries, a NaN or an infinity, if `method` is
         unknown or `rtol` not positive.
@@ -328,19 +402,13 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
         raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
     if method == "svd":
         return induced_norm(matrix, 2)
+    quick = _quickly(matrix) if method in ("auto", "gram") else None
+    if quick is not None:
+        return quick
     unit, scale = split_scale(matrix)
-    tall = unit if unit.shape[-2] >= unit.shape[-1] else unit.mT
-    if method == "auto":
-        method = "gram" if tall.shape[-1] <= _GRAM_LIMIT else "lanczos"
-        max_steps = _LANCZOS_LIMIT
-    else:
-        max_steps = tall.shape[-1]
     with torch.no_grad():
-        if method == "gram":
-            right = _top_right_by_gram(tall)
-        else:
-            right = _top_right_by_lanczos(tall, rtol, max_steps)
-    sigma: Tensor = torch.linalg.vector_norm(_apply(first_order(tall), right), dim=-1)
+        right = _top_right(_tall(unit), method, rtol)
+    sigma = _length(_apply(first_order(_tall(unit)), right))
     return (sigma * scale).to(matrix.dtype)
 
 
@@ -372,7 +440,7 @@ def spectral_norm_bounds(matrix: Tensor, *, n_squarings: int = 10) -> NormBounds
     Raises
     ------
     TypeError
-        If `matrix` is no floating-point tensor, or `n_squarings` no integer.
+        If `matrix` is not a floating-point tensor, or `n_squarings` not an integer.
     ValueError
         If `matrix` has fewer than two axes, no entries, a NaN or an infinity, or if
         `n_squarings` is negative.
@@ -473,23 +541,82 @@ def _start(
     raise ValueError(f"init must be 'random', 'ones' or a tensor, got {init!r}")
 
 
+def _length(x: Tensor) -> Tensor:
+    """Length of the vectors in the last axis; in float32 torch loses 1e-5 on a million entries."""
+    long = x.is_cpu and x.shape[-1] > _LONG
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64 if long else None)
+    return norm.to(x.dtype)
+
+
+def _tall(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
+
+
+def _quickly(matrix: Tensor) -> Tensor | None:
+    """Return the norm of a small matrix of ordinary size, whose Gram matrix also shows that it is.
+
+    What `split_scale` looks at costs as much as a twentieth of the rest.
+    """
+    if not (type(matrix) in (Tensor, nn.Parameter) and matrix.is_cpu and matrix.ndim == 2):
+        return None
+    if matrix.dtype not in (torch.float32, torch.float64):
+        return None
+    if not 0 < min(matrix.shape) <= _GRAM_LIMIT:
+        return None
+    tall = _tall(matrix)
+    gram = _blas.gram(_blas.as_array(tall))
+    if not _blas.is_moderate(gram):
+        return None
+    with _blas.one_thread():
+        right = torch.from_numpy(_blas.top_eigenvector(gram))
+    return _length(_apply(first_order(tall), right))
+
+
+def _top_right(tall: Tensor, method: Method, rtol: float) -> Tensor:
+    """Top right singular vectors, shape (..., n)."""
+    n = tall.shape[-1]
+    if method == "gram" or (method == "auto" and n <= _GRAM_LIMIT):
+        return _top_right_by_gram(tall)
+    if tall.ndim > 2:
+        return torch.stack([_top_right(one, method, rtol) for one in tall])
+    max_steps = min(_LANCZOS_LIMIT, n) if method == "auto" else n
+    start = random_start(n, like=tall)
+    if not tall.is_cpu:
+        found = golub_kahan_lanczos(tall.mv, tall.mT.mv, start, rtol=rtol, max_steps=max_steps)
+        return found.right if found.converged else _top_right_by_gram(tall)
+    array, first = _blas.as_array(tall), _blas.as_array(start)
+    long = method == "auto" and len(array) >= _LONG_SIDE * n
+    with _blas.one_thread():
+        product = _blas.gram_product(array)
+        right = _krylov_by_blas(product, first, rtol, _FIRST_CHECK if long else max_steps)
+    if right is None and long:  # no wide gap: the products to come cost more than a Gram matrix
+        gram = _blas.gram(array)
+        with _blas.one_thread():
+            right = _krylov_by_blas(_blas.symmetric_product(gram), first, rtol, max_steps)
+    return _top_right_by_gram(tall) if right is None else right
+
+
+def _krylov_by_blas(
+    product: Callable[[_blas.Array], _blas.Array],
+    start: _blas.Array,
+    rtol: float,
+    max_steps: int,
+) -> Tensor | None:
+    """Return the unit top eigenvector of a product, or None if `max_steps` are too few."""
+    basis = _blas.KrylovBasis(product, start)
+    dtype = torch.float32 if start.dtype == np.float32 else torch.float64
+    top = top_of_krylov(basis.advance, len(start), dtype, rtol, max_steps)
+    if not top.converged:
+        return None
+    right = torch.from_numpy(basis.combine(top.weights))
+    return right / _length(right)
+
+
 def _top_right_by_gram(tall: Tensor) -> Tensor:
     """Top right singular vectors, shape (..., n), from the eigenvectors of ``WᵀW``."""
     if tall.ndim > 2 or not tall.is_cpu:
         vectors: Tensor = torch.linalg.eigh(tall.mT @ tall).eigenvectors
         return vectors[..., -1]
-    return _blas.top_eigenvector(_blas.gram(tall))
-
-
-def _top_right_by_lanczos(tall: Tensor, rtol: float, max_steps: int) -> Tensor:
-    """Top right singular vectors, shape (..., n), one matrix of the batch after the other."""
-    if tall.ndim > 2:
-        return torch.stack([_top_right_by_lanczos(one, rtol, max_steps) for one in tall])
-    found = golub_kahan_lanczos(
-        _blas.product(tall),
-        _blas.product(tall.mT),
-        random_start(tall.shape[-1], like=tall),
-        rtol=rtol,
-        max_steps=max_steps,
-    )
-    return found.right if found.converged else _top_right_by_gram(tall)
+    gram = _blas.gram(_blas.as_array(tall))
+    with _blas.one_thread():
+        return torch.from_numpy(_blas.top_eigenvector(gram))
