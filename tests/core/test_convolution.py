@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipbook.convolution import (
     circular_conv_spectral_norm,
@@ -28,6 +30,19 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def dense_norm(kernel: torch.Tensor, *args, **options) -> torch.Tensor:
     return torch.linalg.matrix_norm(conv_matrix(kernel, *args, **options), 2)
+
+
+def _pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _living(least: int) -> int:
+    """Entries of all tensors of at least this size that are alive, each storage counted once."""
+    storages = {}
+    for one in gc.get_objects():
+        if type(one) is torch.Tensor and one.numel() >= least:
+            storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    return sum(storages.values()) // 4
 
 
 COMBINATIONS = [
@@ -91,6 +106,127 @@ def test_bounds_bracket_the_dense_matrix(axes, channels, data, mode, seed, sign)
     assert lower <= exact <= upper
     sigma = conv_spectral_norm(kernel, size, **options)
     torch.testing.assert_close(sigma, exact, rtol=1e-6, atol=1e-12)
+
+
+TRANSPOSED = [
+    (stride, padding, extra, dilation, groups)
+    for stride, padding, extra, dilation, groups in itertools.product(
+        (1, 2, (2, 3)), (0, 1, (2, 1)), (0, 1, (1, 2)), (1, 2, (1, 3)), (1, 2)
+    )
+    if all(
+        one < max(step, spread)
+        for one, step, spread in zip(*map(_pair, (extra, stride, dilation)), strict=True)
+    )
+]
+
+
+def test_every_transposed_combination_against_the_dense_matrix():
+    for stride, padding, extra, dilation, groups in TRANSPOSED:
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        options["output_padding"] = extra
+        layer = nn.ConvTranspose2d(4, 2, (3, 2), bias=False, **options).double()
+        kernel, size = layer.weight.detach(), (4, 3)
+        matrix = conv_matrix(kernel, size, transposed=True, **options)
+        images = gaussian(3, 4, *size)
+        torch.testing.assert_close(images.flatten(1) @ matrix.T, layer(images).flatten(1))
+        exact = torch.linalg.matrix_norm(matrix, 2)
+        sigma = conv_spectral_norm(kernel, size, transposed=True, **options)
+        torch.testing.assert_close(sigma, exact, rtol=1e-6, atol=0)
+        lower, upper = conv_norm_bounds(kernel, size, transposed=True, **options)
+        assert lower <= exact <= upper, options
+
+
+@pytest.mark.parametrize("layer", [nn.ConvTranspose1d, nn.ConvTranspose3d])
+def test_transposed_in_one_and_three_axes(layer):
+    kernel = gaussian(3, 2, *(3,) * (1 if layer is nn.ConvTranspose1d else 3)).requires_grad_()
+    options = {"stride": 2, "padding": 1, "output_padding": 1, "transposed": True}
+    exact = dense_norm(kernel, 3, **options)
+    sigma = conv_spectral_norm(kernel, 3, rtol=1e-12, **options)
+    torch.testing.assert_close(sigma, exact)
+    torch.testing.assert_close(*(torch.autograd.grad(n, kernel)[0] for n in (sigma, exact)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (7, {"padding": 1}),
+        (7, {"padding": 1, "stride": 2}),
+        (6, {"padding": "same", "padding_mode": "reflect"}),
+        (8, {"padding": 2, "padding_mode": "circular", "groups": 2}),
+        (4, {"padding": 1, "stride": 2, "output_padding": 1, "transposed": True}),
+    ],
+)
+def test_without_a_basis(size, options, dtype, monkeypatch):
+    """As for images too large to keep a basis of; the gradient is from steps gone twice."""
+    monkeypatch.setattr("lipbook.convolution._SMALL", 0)
+    kernel = gaussian(4, 4 // options.get("groups", 1), 3, 3).to(dtype).requires_grad_()
+    exact = dense_norm(kernel.double(), size, **options)
+    sigma = conv_spectral_norm(kernel, size, **options)
+    torch.testing.assert_close(sigma.double(), exact, rtol=1e-6, atol=0)
+    gradients = (torch.autograd.grad(n, kernel)[0] for n in (sigma, exact))
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    """No more than a few images are alive at the end of a step, however many were taken."""
+    image = 8 * 32 * 32
+    kernel = gaussian(8, 8, 3, 3).float()
+    steps, alive = itertools.count(), []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default and next(steps) % 16 == 0:
+                alive.append(_living(image))
+            return function(*args, **(kwargs or {}))
+
+    before = _living(image)
+    with Looking():
+        conv_spectral_norm(kernel, 32, padding=1)
+    assert len(alive) > 2
+    assert max(alive) - before <= 6 * image
+
+
+def test_strided_bounds_see_the_stride():
+    """Within 15 %, where the kernel without its stride says 54 % more."""
+    for shape, size in (((64, 3, 5, 5), 32), ((8, 8, 3, 3), 16), ((16, 4, 4, 4), 16)):
+        kernel = gaussian(*shape)
+        options = {"stride": 2, "padding": shape[-1] // 2}
+        sigma = conv_spectral_norm(kernel, size, **options)
+        assert sigma <= conv_norm_bounds(kernel, size, **options).upper <= 1.15 * sigma
+
+
+def test_bounds_with_many_channels_are_those_with_few(monkeypatch):
+    """From Cholesky factors in float32, and with every frequency decomposed in float64."""
+    for shape, options in (
+        ((70, 66, 3, 3), {"padding": 1}),
+        ((66, 70, 3, 2), {"stride": 2}),
+        ((140, 66, 3), {"groups": 2, "dilation": 2, "padding_mode": "circular", "padding": 1}),
+    ):
+        kernel = gaussian(*shape)
+        lower, upper = conv_norm_bounds(kernel, 6, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("lipbook.convolution._EASY", 1000)
+            expected = conv_norm_bounds(kernel, 6, **options)
+        assert lower == expected.lower
+        assert expected.upper <= upper <= 1.001 * expected.upper
+    zero = torch.zeros(70, 70, 3, 3)
+    assert conv_norm_bounds(zero, 6) == (0, 0)
+
+
+def test_any_grad_mode():
+    kernel = gaussian(4, 4, 3, 3).requires_grad_()
+    for call in (
+        lambda: conv_spectral_norm(kernel, 20, padding=1),
+        lambda: conv_spectral_norm(kernel, 5, padding=1, padding_mode="reflect"),
+        lambda: conv_norm_bounds(kernel, 6).upper,
+        lambda: circular_conv_spectral_norm(kernel, 6),
+        lambda: conv_matrix(kernel, 4),
+    ):
+        value = call()
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                torch.testing.assert_close(call(), value.detach(), rtol=1e-12, atol=0)
 
 
 def test_bounds_are_attained():
@@ -258,6 +394,22 @@ def test_refusals(args, options, error, message):
     for function in (conv_spectral_norm, conv_norm_bounds, conv_matrix):
         with pytest.raises(error, match=message):
             function(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_padding": 1}, "output_padding must be smaller than stride or dilation, got 1"),
+        ({"padding": "same"}, "a transposed convolution has integers as padding"),
+        ({"padding_mode": "reflect"}, "and padding_mode='zeros', got 0 and 'reflect'"),
+        ({"padding": 4}, "leaves an output of size"),
+        ({"transposed": False, "output_padding": 1}, "output_padding needs transposed=True, got 1"),
+    ],
+)
+def test_refused_transposed(options, message):
+    for function in (conv_spectral_norm, conv_norm_bounds, conv_matrix):
+        with pytest.raises(ValueError, match=message):
+            function(K, 3, **{"transposed": True, **options})
 
 
 def test_own_refusals():
