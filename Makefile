@@ -2,43 +2,52 @@
 #
 # Variables given on the command line are the chapters' parameters: make book SEED=3 DEVICE=cpu
 
-PYTHON ?= python3
-CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON := python3
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-BENCH ?= $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
-PARAMETERS := $(filter-out PYTHON=% CORES=% CHAPTER=% PORT=% STUDY=% CHECK=% BENCH=% PYTHON_VERSION=% MINUTES=% OUT=% FROM=%,$(MAKEOVERRIDES))
+BENCH := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
+
+# A value reaches the program as it was given, whatever characters it has. What a shell's
+# environment calls the same is not meant.
+quote = '$(subst ','\'',$1)'
+given = $(filter command line,$(origin $1))
+OURS := PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
+NAMES := $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$v),$v))
+PARAMETERS := $(foreach v,$(sort $(NAMES)),$(call quote,$v=$(value $v)))
+option = $(if $(call given,$1),$2 $(call quote,$(value $1)))
+unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help book test refresh study serve bench gpu gpu-kit gpu-record lock clean
 
 help: ## print this list
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SCALE=full)
-	@$(RUN) -m workflow book --cores $(CORES) $(PARAMETERS)
+	@$(RUN) -m workflow book --cores $(call quote,$(CORES)) -- $(PARAMETERS)
 
-test: $(READY) ## build the book and run every check
+test: $(READY) ## build the book at another seed and run every check
 	$(if $(PARAMETERS),$(error make test takes no parameters: the checks choose their own seeds))
 	@$(RUN) -m workflow browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
-	@$(RUN) -m workflow book --cores $(CORES)
-	$(RUN) -m pytest -n $(CORES) --cov
+	@$(RUN) -m workflow check --cores $(call quote,$(CORES))
+	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov
 
-refresh: $(READY) ## re-execute the stored notebooks in place (CHAPTER=name for one)
-	@$(RUN) -m workflow refresh --cores $(CORES) $(CHAPTER)
+refresh: $(READY) ## format and re-execute the stored notebooks in place (CHAPTER=name for one)
+	@$(RUN) -m workflow refresh --cores $(call quote,$(CORES)) -- $(call option,CHAPTER)
 
 study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 repeats a sample)
-	$(if $(STUDY),,$(error name the study: make study STUDY=regularization))
-	@$(RUN) -m workflow study $(STUDY) --cores $(CORES) $(if $(CHECK),--check $(CHECK))
+	$(if $(call given,STUDY),,$(error name the study: make study STUDY=regularization))
+	@$(RUN) -m workflow study --cores $(call quote,$(CORES)) $(call option,CHECK,--check) -- $(call option,STUDY)
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
-	@$(RUN) -m workflow serve $(if $(PORT),--port $(PORT))
+	@$(RUN) -m workflow serve $(call option,PORT,--port)
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
 	@for name in $(BENCH); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || exit 1; done
@@ -58,7 +67,7 @@ gpu-record: $(READY) ## keep what `make gpu` wrote: record, picture and tables (
 	@$(RUN) -m workflow gpu-record "$(or $(FROM),build/gpu)"
 
 lock: ## pin anew what pyproject.toml asks for, in requirements.lock
-	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	rm -rf build/lock && $(call quote,$(PYTHON)) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet -e '.[dev]' "torch==$$(sed -n 's/^torch==//p' requirements.lock)"
 	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
@@ -67,10 +76,10 @@ clean: ## remove what the other targets made, the environment too
 
 # The environment is ready when the last step of its making is done: a killed set-up starts over.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipbook: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	@$(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipbook: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) (about two minutes) ..."
 	@rm -f $@
-	@$(PYTHON) -m venv $(VENV)
+	@$(call quote,$(PYTHON)) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

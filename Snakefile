@@ -1,11 +1,10 @@
 # The one graph of the book: chapter -> executed notebook -> claims -> staged tree -> site.
 #
-# `make book` runs it (workflow/graph.py keeps two runs apart). Every rule calls one command of
-# `python -m workflow`, so each step can be run and read by itself. Outputs appear whole or not at
-# all; Snakemake decides what is out of date from times, parameters and these rules.
+# `make book` runs it (workflow/graph.py keeps two runs apart). Every rule names one function of
+# workflow/step.py. Outputs appear whole or not at all; Snakemake decides what is out of date from
+# times, parameters and these rules.
 
-import json
-import sys
+import os
 
 from workflow.parameters import for_chapter
 from workflow.project import chapters, claims_of, modules_used, pages, source
@@ -15,14 +14,16 @@ from workflow.stage import repository_url
 CHAPTERS = chapters()
 STUDY_PARTS = config.get("study_parts", 1)
 GIVEN = config.get("parameters", {})
-PYTHON = f"{sys.executable} -m workflow"
-EXECUTED = expand("build/executed/{chapter}.ipynb", chapter=CHAPTERS)
+OUT = config.get("folder", "build")  # the tests' book, at another seed, has a folder of its own
+# Relative paths: in an absolute one, a folder's braces would be wildcards.
+HERE = lambda paths: [os.path.relpath(path) for path in paths]
+EXECUTED = expand(f"{OUT}/executed/{{chapter}}.ipynb", chapter=CHAPTERS)
 
 
 rule site:
     input:
-        "build/html/index.html",
-        "build/claims.json",
+        f"{OUT}/html/index.html",
+        f"{OUT}/claims.json",
 
 
 # A chapter runs again when its cells, the modules it imports, the lock, its own claims or its
@@ -30,53 +31,69 @@ rule site:
 # chapter 1 alone.
 rule execute:
     input:
-        notebook=lambda w: source(w.chapter),
-        modules=lambda w: modules_used(w.chapter),
+        notebook=lambda w: os.path.relpath(source(w.chapter)),
+        modules=lambda w: HERE(modules_used(w.chapter)),
         lock="requirements.lock",
     params:
-        given=lambda w: json.dumps(for_chapter(w.chapter, GIVEN)),
-        claims=lambda w: json.dumps(claims_of(w.chapter)),
+        given=lambda w: for_chapter(w.chapter, GIVEN),
+        claims=lambda w: claims_of(w.chapter),
     output:
-        "build/executed/{chapter}.ipynb",
+        f"{OUT}/executed/{{chapter}}.ipynb",
     log:
-        "build/logs/{chapter}.log",
-    shell:
-        "{PYTHON} execute {wildcards.chapter} --output {output} --log {log}"
-        " --parameters {params.given:q}"
+        f"{OUT}/logs/{{chapter}}.log",
+    script:
+        "workflow/step.py"
+
+
+# The stored notebooks: `make refresh` puts what comes out in their place.
+rule refresh:
+    input:
+        notebook=lambda w: os.path.relpath(source(w.chapter)),
+        modules=lambda w: HERE(modules_used(w.chapter)),
+        lock="requirements.lock",
+    params:
+        claims=lambda w: claims_of(w.chapter),
+    output:
+        "build/refreshed/{chapter}.ipynb",
+    log:
+        "build/logs/refresh-{chapter}.log",
+    script:
+        "workflow/step.py"
 
 
 rule claims:
     input:
         EXECUTED,
     output:
-        "build/claims.json",
-    shell:
-        "{PYTHON} records {input} --output {output}"
+        f"{OUT}/claims.json",
+    script:
+        "workflow/step.py"
 
 
 rule stage:
     input:
         executed=EXECUTED,
-        pages=pages(),
+        claims=f"{OUT}/claims.json",
+        pages=HERE(pages()),
         settings=["_config.yml", "_toc.yml"],
     params:
         repository=repository_url(),
     output:
-        directory("build/source"),
-    shell:
-        "{PYTHON} stage {input.executed} --target {output} --repository={params.repository:q}"
+        directory(f"{OUT}/source"),
+    script:
+        "workflow/step.py"
 
 
 rule html:
     input:
-        "build/source",
+        f"{OUT}/source",
         "requirements.lock",
     output:
-        "build/html/index.html",
+        f"{OUT}/html/index.html",
     log:
-        "build/logs/site.log",
-    shell:
-        "{PYTHON} site {input[0]} --target build/html --log {log}"
+        f"{OUT}/logs/site.log",
+    script:
+        "workflow/step.py"
 
 
 # The long studies, which no page waits for: `make study STUDY=name` asks for them.
@@ -84,19 +101,19 @@ rule html:
 def code_of(wildcards):
     from studies import digests  # imports torch: seconds that a build need not wait
 
-    return json.dumps(digests(wildcards.study))
+    return digests(wildcards.study)
 
 
 rule study_part:
     params:
         code=code_of,
+        of=STUDY_PARTS,
     output:
         "build/studies/{study}/{part}.pickle",
     log:
         "build/logs/study-{study}-{part}.log",
-    shell:
-        "{PYTHON} study-part {wildcards.study} --part {wildcards.part} --of {STUDY_PARTS}"
-        " --output {output} 2> {log}"
+    script:
+        "workflow/step.py"
 
 
 rule study_table:
@@ -105,5 +122,5 @@ rule study_table:
     output:
         "build/studies/{study}.csv",
         "build/studies/{study}.json",
-    shell:
-        "{PYTHON} study-table {wildcards.study} {input} --target {output[0]}"
+    script:
+        "workflow/step.py"

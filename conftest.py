@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -13,6 +15,13 @@ from nbval import plugin
 from threadpoolctl import ThreadpoolController
 
 from lipbook.notebook import runtime
+from workflow import environment
+
+# As every step of the build: what a person's shell has set reaches no test and no kernel.
+_clean = environment.cleaned(os.environ) | {"OMP_NUM_THREADS": "1"}
+os.environ.clear()
+os.environ.update(_clean)
+Path(_clean["HOME"]).mkdir(parents=True, exist_ok=True)
 
 # The same examples on every run: a red test stays red until it is mended. Times are not judged.
 hypothesis.settings.register_profile("lipbook", derandomize=True, deadline=None)
@@ -38,16 +47,16 @@ def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let no test, and no doctest, see which ones ran before it in the same process.
 
     A weight that is drawn without a generator would be another one in another order, and sums
-    round otherwise in another number of threads.
+    round otherwise in another number of threads. One is what a worker beside others has.
     """
     monkeypatch.setattr(runtime, "_current", None)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
-    threads, strictness = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    with POOLS.limit(limits=None):  # as it was, at the end
+    strictness = torch.get_deterministic_debug_mode()
+    torch.set_num_threads(1)
+    with POOLS.limit(limits=1):  # and as it was, at the end
         yield
-    torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode(strictness)
 
 

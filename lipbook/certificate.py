@@ -53,7 +53,8 @@ def lipschitz_certificate(
     two values that move, such as attention, are bounded where both stay in a bounded range: on a
     ball, or behind a LayerNorm, tanh or sigmoid. What has no rule is refused by name.
 
-    The value is rounded up by 1e-6. It holds for the network in exact arithmetic.
+    The value is rounded up by 1e-6, for rounding here. It is about the network in exact arithmetic:
+    what the network itself rounds, in float32 say, can make tiny steps look steeper.
 
     Parameters
     ----------

@@ -10,16 +10,20 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from workflow.notebooks import normalize, write
-from workflow.project import BOOK, WorkflowError, source
+from workflow.parameters import literal
+from workflow.project import BUILD, WorkflowError
 
 _CELL_SECONDS = 1800
 _INJECTED = "injected-parameters"
 
 
-def execute(chapter: str, output: Path, log: Path, parameters: dict[str, Any]) -> None:
+def execute(notebook: Path, output: Path, log: Path, parameters: dict[str, Any]) -> None:
     """Execute a chapter into `output`, writing what happens to `log`.
+
+    The kernel stands in an empty folder, so that nothing lying in the book is imported or read.
 
     Raises
     ------
@@ -27,16 +31,17 @@ def execute(chapter: str, output: Path, log: Path, parameters: dict[str, Any]) -
         If a cell fails. The notebook up to there is kept beside the log, for reading.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = log.with_suffix(".running.ipynb")  # `refresh` has its output in the work tree
+    scratch = BUILD / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    partial = log.with_suffix(".running.ipynb")
     with log.open("w", encoding="utf-8") as stream, _logged(stream):
         try:
             papermill.execute_notebook(
-                str(source(chapter)),
-                str(partial),
+                literal(notebook),
+                literal(partial),
                 parameters=parameters,
                 kernel_name="python3",
-                cwd=str(BOOK),
+                cwd=str(scratch),
                 progress_bar=False,
                 stdout_file=stream,
                 stderr_file=stream,
@@ -45,14 +50,19 @@ def execute(chapter: str, output: Path, log: Path, parameters: dict[str, Any]) -
             )
         except papermill.PapermillExecutionError as error:
             stream.write("\n".join(error.traceback) + "\n")
-            failed = partial.replace(log.with_suffix(".failed.ipynb"))
-            raise WorkflowError(_failure(chapter, error, failed, log)) from None
-    notebook = nbformat.read(partial, as_version=4)
-    for number, cell in enumerate(notebook.cells):
+            said = f"failed: {error.ename}: {error.evalue}"
+            raise WorkflowError(_failure(partial, log, said, error.exec_count)) from None
+        except (DeadKernelError, CellTimeoutError) as error:
+            stream.write(f"{error}\n")
+            slow = isinstance(error, CellTimeoutError)
+            said = f"took over {_CELL_SECONDS} s" if slow else "lost its kernel (out of memory?)"
+            raise WorkflowError(_failure(partial, log, said)) from None
+    done = nbformat.read(partial, as_version=4)
+    for number, cell in enumerate(done.cells):
         if _INJECTED in cell.metadata.get("tags", ()):
             cell.metadata.tags.append("remove-cell")
             cell.id = f"injected-parameters-{number}"
-    write(normalize(notebook), output)
+    write(normalize(done), output)
     partial.unlink()
 
 
@@ -70,14 +80,19 @@ def _logged(stream: io.TextIOBase) -> Any:
         logger.removeHandler(handler)
 
 
-def _failure(
-    chapter: str, error: papermill.PapermillExecutionError, failed: Path, log: Path
-) -> str:
-    # papermill puts a notice before the failing cell: find the cell by its count instead.
+def _failure(partial: Path, log: Path, said: str, count: int | None = None) -> str:
+    """Name the cell: by its count, or as the first that got no reply."""
+    failed = partial.replace(log.with_suffix(".failed.ipynb"))
     cells = nbformat.read(failed, as_version=4).cells
-    cell = next((c for c in cells if c.get("execution_count") == error.exec_count), None)
-    name = f" ({cell.id})" if cell is not None else ""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    stopped = [
+        cell.execution_count == count
+        if count
+        else "shell.execute_reply" not in cell.metadata.get("execution", {})
+        for cell in code
+    ]
+    index = stopped.index(True)
     return (
-        f"{chapter}: code cell {error.exec_count}{name} failed: {error.ename}: {error.evalue}\n"
+        f"{log.stem}: code cell {count or index + 1} ({code[index].id}) {said}\n"
         f"    log: {log}\n    the notebook up to there: {failed}"
     )

@@ -1,4 +1,4 @@
-"""Run the Snakefile, alone.
+"""Run the Snakefile, alone, and say one line of what stopped it.
 
 Snakemake leaves its own lock behind when it is killed. A lock of the operating system around it,
 which the kernel releases on death, tells a leftover lock from a live run.
@@ -6,17 +6,26 @@ which the kernel releases on death, tells a leftover lock from a live run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
+import signal
 import sys
-import tempfile
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
 import filelock
 
-from workflow.project import BUILD, FAILURES, ROOT, WorkflowError
+from workflow.progress import Progress
+from workflow.project import BUILD, FAILURES, ROOT, WorkflowError, inputs
+
+_STOPPED = "lipbook: stopped; the same command goes on from here"
+#: Clocks of two machines that share a folder differ by seconds.
+_CLOCKS = 60
 
 
 def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str = "build") -> None:
@@ -27,9 +36,11 @@ def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str
     Raises
     ------
     WorkflowError
-        If another run of this work is alive, or a step failed (it has said why by then).
+        If another run of this work is alive, a file is from the future, or a step failed.
     """
-    BUILD.mkdir(exist_ok=True)
+    _refuse_the_future()
+    (BUILD / "home").mkdir(parents=True, exist_ok=True)
+    (BUILD / "logs").mkdir(exist_ok=True)
     lock = filelock.FileLock(BUILD / f"{work}.lock")
     running = BUILD / f"{work}.pid"
     try:
@@ -47,33 +58,84 @@ def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str
         running.unlink()
 
 
-def _snakemake(targets: Sequence[str], config: dict[str, Any], cores: int, work: str) -> None:
-    from snakemake import cli  # seconds of imports that `--help` need not wait for
+def _refuse_the_future() -> None:
+    """Say so if a file was changed tomorrow: whatever depends on it would run again for ever."""
+    limit = time.time() + _CLOCKS
+    for path in inputs():
+        if path.stat().st_mtime > limit:
+            raise WorkflowError(
+                f"{path.relative_to(ROOT)} is from the future, by its time of change: "
+                "set the clock right, then `touch` the file"
+            )
 
-    failures = BUILD / f"{work}-failures.txt"
+
+def _snakemake(targets: Sequence[str], config: dict[str, Any], cores: int, work: str) -> None:
+    failures, log = BUILD / f"{work}-failures.txt", BUILD / "logs" / f"{work}.log"
     failures.unlink(missing_ok=True)
     os.environ[FAILURES] = str(failures)
     os.chdir(ROOT)
+    settings = BUILD / f"{work}-config.json"  # in a file, values keep their types
+    settings.write_text(json.dumps(config), encoding="utf-8")
     arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
     # A touched chapter runs again even if its text is the same: as with make, time decides.
-    arguments += ["--max-checksum-file-size", "0"]
-    arguments += [*_display(), "--configfile"]
+    arguments += ["--max-checksum-file-size", "0", "--nocolor", "--workflow-profile", "none"]
+    arguments += ["--configfile", str(settings.relative_to(ROOT)), "--", *targets]
+    with _talking_to(log) as person, _stopping(person):
+        from snakemake import cli  # seconds of imports that `--help` need not wait for
+
+        progress = Progress(person)
+        # Snakemake puts it into shell commands as it stands.
+        sys.executable = shlex.quote(sys.executable)
+        try:
+            cli.main(arguments)
+        except SystemExit as stop:
+            failed = bool(stop.code)
+        finally:
+            progress.close()
+    del os.environ[FAILURES]
+    if failed:
+        said = failures.read_text(encoding="utf-8").strip() if failures.exists() else ""
+        why = said or progress.broken() or _first_error(log)
+        more = "" if said else f"\n    log: {log.relative_to(ROOT)}"
+        raise WorkflowError(f"the {work} is not finished: {why}{more}")
+
+
+def _first_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in lines if "Error" in line), "Snakemake could not begin")
+
+
+@contextlib.contextmanager
+def _talking_to(log: Path) -> Iterator[TextIO]:
+    """Send what Snakemake and its steps say to `log`; what is returned goes to the person."""
+    before = sys.stderr
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as person, log.open("w") as stream:
+        os.dup2(stream.fileno(), 2)
+        sys.stderr = stream
+        try:
+            yield person
+        finally:
+            sys.stderr = before
+            os.dup2(person.fileno(), 2)
+
+
+@contextlib.contextmanager
+def _stopping(person: TextIO) -> Iterator[None]:
+    """Make Ctrl-C a kill, after which the next run goes on, with one line and nothing left."""
+    import psutil
+
+    def stop(*_: object) -> None:
+        steps = psutil.Process().children(recursive=True)
+        for ending in (psutil.Process.terminate, psutil.Process.kill):
+            for step in steps:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    ending(step)
+            _, steps = psutil.wait_procs(steps, timeout=3)
+        os.write(person.fileno(), f"\n{_STOPPED}\n".encode())
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
-        # In a file they keep their types; on Snakemake's command line a number becomes a text.
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
-            json.dump(config, given)
-            given.flush()
-            cli.main([*arguments, given.name, "--", *targets])
-    except SystemExit as stop:
-        if stop.code:
-            why = failures.read_text().strip() if failures.exists() else "see above"
-            raise WorkflowError(f"the {work} is not finished: {why}") from None
+        yield
     finally:
-        del os.environ[FAILURES]
-
-
-def _display() -> list[str]:
-    """Show a progress bar on a terminal; elsewhere, one line a finished step."""
-    if sys.stderr.isatty():
-        return ["--logger", "rich"]
-    return ["--quiet", "rules", "host"]
+        signal.signal(signal.SIGINT, before)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import copy
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 
+from workflow.project import written
+
 _KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _KEPT_IN_CELLS = ("tags", "mystnb")
 IGNORED = "nbval-ignore-output"
+_LARGE = 1_500_000  # bytes; git keeps every version
+_LONG, _LONG_MEDIAN = 15, 6  # lines of a code cell
+
+#: What may hold a decimal number that nobody measured: code blocks and spans, formulas, roles,
+#: links, labels, and the names of versions and papers.
+_NO_PROSE = re.compile(
+    r"^(`{3,}|~{3,})(?!\{(?!math|code)).*?^\1[ \t]*$"
+    r"|\$\$.*?\$\$|\$[^$]+\$"
+    r"|(?<!`)(`{1,2})(?!`)[^`]+\2"
+    r"|\]\([^)]*\)|<https?://[^>]*>|https?://\S+"
+    r"|^:\w+:.*?$"
+    r"|(?i:\b(?:python|torch|pytorch|numpy|scipy|version|arxiv:?|section|figure)\s+v?)[\d.]+",
+    flags=re.DOTALL | re.MULTILINE,
+)
 
 
 def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -30,14 +47,42 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    partial.replace(path)
+    with written(path) as partial:
+        nbformat.write(notebook, partial)
 
 
 def faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
-    """Say what keeps a notebook from being stored: one line a fault.
+    """Say what keeps a notebook from being stored: one line a fault."""
+    yield from form_faults(notebook)
+    yield from run_faults(notebook)
+
+
+def form_faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """Say what is wrong with what was written, whatever a run makes of it."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    ignored = sum(IGNORED in cell.metadata.get("tags", ()) for cell in code)
+    if ignored * 6 > len(code):
+        yield f"{ignored} of {len(code)} code cells are not compared by nbval; at most one in six"
+    sizes = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
+    for number, (cell, size) in enumerate(zip(code, sizes, strict=True), 1):
+        if size > _LONG:
+            yield f"code cell {number} ({cell.id}) has {size} lines: its body belongs in lipbook"
+    if sizes and statistics.median(sizes) > _LONG_MEDIAN:
+        yield f"half of its code cells have over {_LONG_MEDIAN} lines"
+    for cell in notebook.cells:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id) or _random(cell.id):
+            yield f"cell id {cell.id!r} says nothing: name the cell, as in 'flip-rate'"
+        if cell.cell_type == "markdown" and (numbers := typed_numbers(cell.source)):
+            yield f"cell {cell.id} types {', '.join(numbers)}: glue what is measured"
+
+
+def typed_numbers(text: str) -> list[str]:
+    """Return the decimal numbers and percentages that stand in the prose itself."""
+    return re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]\d)|\d+(?=[  ]?%)", _NO_PROSE.sub(" ", text))
+
+
+def run_faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """Say what is wrong with the outputs.
 
     nbval passes a notebook that was never executed and a cell cleared of its outputs, so the
     execution counts are looked at here.
@@ -46,22 +91,16 @@ def faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
         yield f"execution counts are {counts}, not 1 to {len(code)}: refresh it"
-    ignored = sum(IGNORED in cell.metadata.get("tags", ()) for cell in code)
-    if ignored * 6 > len(code):
-        yield f"{ignored} of {len(code)} code cells are not compared by nbval; at most one in six"
     if normalize(copy.deepcopy(notebook)) != notebook:
         yield "it carries metadata of one run or one machine: refresh it"
+    size = len(nbformat.writes(notebook).encode())
+    if size > _LARGE:
+        yield f"it has {size:,} bytes, more than {_LARGE:,}: fewer or smaller figures"
     for number, cell in enumerate(code, 1):
-        yield from (f"code cell {number} ({cell.id}) {fault}" for fault in _cell_faults(cell))
-    for cell in notebook.cells:
-        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id) or _random(cell.id):
-            yield f"cell id {cell.id!r} says nothing: name the cell, as in 'flip-rate'"
+        yield from (f"code cell {number} ({cell.id}) {fault}" for fault in _output_faults(cell))
 
 
-def _cell_faults(cell: nbformat.NotebookNode) -> Iterator[str]:
-    lines = [line for line in cell.source.splitlines() if line.strip()]
-    if len(lines) > 15:
-        yield f"has {len(lines)} lines: its body belongs in lipbook"
+def _output_faults(cell: nbformat.NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if output.get("name") == "stderr":
             yield "stored what it wrote to stderr"

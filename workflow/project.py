@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,46 @@ STUDIES = BOOK / "studies"
 CATALOGUE = BOOK / "claims.yml"
 BUILD = ROOT / "build"
 SITE = BUILD / "html"
+#: The book at another seed, which the tests look at.
+CHECKED = BUILD / "check"
 PACKAGES = ("lipbook", "studies")
 #: The variable that names the file where a failing step leaves its message for the whole build.
 FAILURES = "LIPBOOK_FAILURES"
 
 
+_WAYS_OUT = {
+    errno.ENOSPC: "make room; the same command goes on from here",
+    errno.EDQUOT: "make room; the same command goes on from here",
+    errno.EFBIG: "raise the limit on a file's size; the same command goes on from here",
+    errno.EROFS: "work in a copy that you may write to",
+    errno.EACCES: "work in a copy that you may write to",
+    errno.EPERM: "work in a copy that you may write to",
+}
+
+
 class WorkflowError(Exception):
     """Something the person at the keyboard can mend; shown as one line, without a traceback."""
+
+
+def plain(error: WorkflowError | OSError) -> str:
+    """Say what went wrong and what to do: a disk that is full, a folder that is not ours."""
+    if isinstance(error, WorkflowError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    way = _WAYS_OUT.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + (f": {way}" if way else "")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def chapters() -> list[str]:
@@ -48,9 +84,30 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def pages() -> list[Path]:
-    """Return what the site is made of besides the chapters."""
-    files = (path for path in BOOK.rglob("*") if path.is_file())
-    return sorted(p for p in files if p.suffix != ".ipynb" and "__pycache__" not in p.parts)
+    """Return what the site is made of besides the chapters.
+
+    An editor's locks, copies and links (``.#x``, ``#x#``, ``x~``, ``.x.swp``) are none of it.
+    """
+    return [path for path in _files_in(BOOK) if path.suffix != ".ipynb"]
+
+
+def inputs() -> list[Path]:
+    """Return every file that a step may read: pages, chapters, code, settings."""
+    folders = [BOOK, *(ROOT / package for package in PACKAGES)]
+    settings = ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock")
+    files = [path for folder in folders for path in _files_in(folder)]
+    return files + [ROOT / name for name in settings if (ROOT / name).exists()]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return what people wrote under a folder."""
+    found = []
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        ours = not any(p.startswith((".", "#")) or p == "__pycache__" for p in parts)
+        if ours and not path.name.endswith("~") and path.is_file():
+            found.append(path)
+    return sorted(found)
 
 
 def claims_of(chapter: str) -> list[dict[str, Any]]:

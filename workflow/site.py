@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workflow.project import BUILD, WorkflowError
+from workflow.project import WorkflowError
 
 
 def build_site(staged: Path, target: Path, log: Path) -> None:
@@ -19,7 +19,7 @@ def build_site(staged: Path, target: Path, log: Path) -> None:
     WorkflowError
         If Sphinx warned of anything; the message has the warnings.
     """
-    work = BUILD / "sphinx"
+    work = target.with_name("sphinx")
     shutil.rmtree(work, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     program = str(Path(sys.executable).with_name("jupyter-book"))

@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-from workflow.project import BOOK, ROOT
-
-_COPIED = ("*.md", "*.bib", "*.yml", "studies/*")
+from workflow.project import BOOK, ROOT, pages
 
 
 def repository_url() -> str:
@@ -30,13 +28,15 @@ def repository_url() -> str:
     return f"{server}/{name}" if name else ""
 
 
-def stage(executed: Sequence[Path], target: Path, repository: str = "") -> None:
+def stage(executed: Sequence[Path], claims: Path, target: Path, repository: str = "") -> None:
     """Write the tree for Sphinx to `target`, whole or not at all.
 
     Parameters
     ----------
     executed : sequence of Path
         The executed notebooks.
+    claims : Path
+        The file of what they measured, which the pages read.
     target : Path
         A folder to make anew.
     repository : str
@@ -46,15 +46,12 @@ def stage(executed: Sequence[Path], target: Path, repository: str = "") -> None:
     shutil.rmtree(partial, ignore_errors=True)
     book = partial / BOOK.name
     book.mkdir(parents=True)
-    for pattern in _COPIED:
-        for path in BOOK.glob(pattern):
-            copy = book / path.relative_to(BOOK)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy2(path, copy)
-    for folder in ("_static", "_ext"):
-        shutil.copytree(BOOK / folder, book / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for notebook in executed:
-        shutil.copy2(notebook, book)
+    for path in pages():
+        copy = book / path.relative_to(BOOK)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    for fresh in (*executed, claims):
+        shutil.copy2(fresh, book)
     shutil.copy2(ROOT / "_toc.yml", partial)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     if repository:

@@ -23,7 +23,7 @@ import studies
 from lipbook.notebook import runtime
 from lipbook.notebook.catalogue import criteria_for
 from studies import _pool
-from workflow.project import CATALOGUE, ROOT, WorkflowError
+from workflow.project import CATALOGUE, ROOT, WorkflowError, written
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
 _DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
@@ -51,10 +51,8 @@ def measure_part(name: str, part: int, of: int, output: Path) -> None:
     )
     table.attrs["seconds"] = time.perf_counter() - begin
     table.attrs["criteria"] = criteria
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    table.to_pickle(partial)
-    partial.replace(output)
+    with written(output) as partial:
+        table.to_pickle(partial)
 
 
 def gather(name: str, parts: Sequence[Path], target: Path) -> None:
@@ -74,8 +72,8 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
         "criteria": _stated_before_all([part.attrs.get("criteria", {}) for part in tables]),
         "code": studies.digests(name),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(target, index=False, float_format=_DIGITS)
+    with written(target) as partial:
+        table.to_csv(partial, index=False, float_format=_DIGITS)
     _write_facts(facts, target.with_suffix(".json"))
 
 
@@ -248,4 +246,6 @@ def _rows(experiment: ModuleType, cell: dict[str, Any]) -> pd.DataFrame:
 
 
 def _write_facts(facts: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written(path) as partial:
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        partial.write_text(f"{text}\n", encoding="utf-8")

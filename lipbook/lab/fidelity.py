@@ -279,8 +279,8 @@ class Yardstick:
         -------
         dict
             ``distance``: `frechet_distance` in the reader's 64 features, infinite if an image is
-            not finite. ``confident``: the share of images of which the reader names every
-            attribute with a probability of at least 0.9. ``coverage``: see the function.
+            not finite. ``confident``: the share of all attributes of all images that the reader
+            names with a probability of at least 0.9. ``coverage``: see the function.
         """
         if not bool(fake.isfinite().all()):
             return {"distance": float("inf"), "confident": 0.0, "coverage": 0.0}
@@ -293,15 +293,15 @@ class Yardstick:
 
     @torch.no_grad()
     def _seen(self, images: Tensor) -> tuple[Tensor, float]:
-        """Return the features, and the share of images that are read with confidence."""
+        """Return the features, and the share of attributes that are read with confidence."""
         features, sure = [], []
         with evaluation_mode(self.reader):
             for batch in images.split(500):
                 features.append(self.reader.features(batch))
                 heads = self.reader.heads(features[-1]).split(self.reader.sizes, dim=1)
                 tops = torch.stack([logits.softmax(1).amax(1) for logits in heads])
-                sure.append((tops >= 0.9).all(0))
-        return torch.cat(features), float(torch.cat(sure).float().mean())
+                sure.append((tops >= 0.9).float().mean(0))
+        return torch.cat(features), float(torch.cat(sure).mean())
 
 
 def coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> float:

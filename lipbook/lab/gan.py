@@ -232,6 +232,7 @@ class _Cycle:
             torch.rand(_BLOCK, steps, batch, generator=rng),
         )
 
+    @torch.enable_grad()  # whatever the caller's mode
     def _play(self) -> None:
         latents, places, mixing = (x.index_select(0, self.row)[0] for x in self.buffers)
         for k in range(self.rules.critic_steps):

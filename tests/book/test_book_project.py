@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -196,7 +197,7 @@ def test_ci_runs_make_test():
 def test_make_alone_prints_every_door():
     alone = run("make", "--no-print-directory")
     assert alone.returncode == 0
-    assert re.findall(r"^make (\w+) +\S", alone.stdout, re.MULTILINE) == TARGETS
+    assert re.findall(r"^make ([\w-]+) +\S", alone.stdout, re.MULTILINE) == TARGETS
 
 
 def test_the_readme_names_every_door():
@@ -208,7 +209,36 @@ def test_make_hands_parameters_on_and_keeps_its_own():
     planned = run("make", "-n", "book", "SEED=3", "DEVICE=cpu", "CORES=2", "PYTHON=python3.11")
     (command,) = [line for line in planned.stdout.splitlines() if "-m workflow book" in line]
     _, _, arguments = command.partition("-m workflow book ")
-    assert sorted(arguments.split()) == ["--cores", "2", "DEVICE=cpu", "SEED=3"]
+    assert shlex.split(arguments) == ["--cores", "2", "--", "DEVICE=cpu", "SEED=3"]
+
+
+@pytest.fixture
+def doors(tmp_path) -> Path:
+    """A folder with the Makefile, whose Python prints what it is given and its variables."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/ready"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\nenv | sed -n "s/^PYTHON/leak &/p"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def test_a_value_reaches_the_program_as_it_was_given(doors):
+    odd = """a (b) $x $(y) 'q' "d" #h ; w \\ & * é"""
+    done = run("make", "book", f"IMAGE_DIR={odd}", cwd=doors)
+    assert done.stdout.splitlines()[0].endswith(f"<--><IMAGE_DIR={odd}>")
+
+
+def test_what_the_shell_calls_the_same_is_not_meant(doors, monkeypatch):
+    for name in ("PORT", "STUDY", "CHECK", "CHAPTER", "SEED", "CORES", "PYTHONHOME", "PYTHON"):
+        monkeypatch.setenv(name, "3")
+    assert run("make", "serve", cwd=doors).stdout == "<-m><workflow><serve>\n"
+    refresh = run("make", "refresh", "CORES=2", cwd=doors).stdout
+    assert refresh == "<-m><workflow><refresh><--cores><2><-->\n"
+    assert "name the study" in run("make", "study", cwd=doors).stderr
 
 
 def test_an_old_python_gets_one_line(tmp_path):

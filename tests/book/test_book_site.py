@@ -15,9 +15,11 @@ import pytest
 import site_checks
 import yaml
 
-from workflow.project import BOOK, ROOT, SITE, chapters, source
-from workflow.stage import repository_url, stage
+from workflow import stage as staging
+from workflow.project import BOOK, CHECKED, ROOT, chapters, source
+from workflow.stage import repository_url
 
+SITE = CHECKED / "html"
 PAGES = [page.relative_to(SITE).as_posix() for page in site_checks.pages(SITE)]
 TEXTS = [name for name in PAGES if name.startswith(f"{BOOK.name}/")]
 # index.html only sends the reader on; the search test goes through it.
@@ -28,7 +30,7 @@ REPOSITORY = "https://github.com/someone/lipbook"
 @pytest.fixture(scope="module", autouse=True)
 def _built():
     if not (SITE / "index.html").exists():
-        pytest.fail("there is no site: run `make book` first")
+        pytest.fail("there is no site: run `python -m workflow check` first")
 
 
 def test_no_page_is_missing():
@@ -263,6 +265,12 @@ def launch_links(page):
 def test_launch_buttons_appear_if_the_address_is_known():
     page = SITE / BOOK.name / f"{chapters()[0]}.html"
     assert bool(launch_links(page)) == bool(repository_url())
+
+
+def stage(executed, target, repository=""):
+    claims = target.with_name("claims.json")
+    claims.write_text("{}")
+    staging.stage(executed, claims, target, repository)
 
 
 def test_staged_settings_follow_the_address(tmp_path, monkeypatch):

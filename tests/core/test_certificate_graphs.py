@@ -144,7 +144,7 @@ ANY = [
     lambda x: x.detach() * 3,
     lambda x: F.dropout(x, training=False),
     lambda x: x.round() + x,
-    lambda x: x.to(torch.float32).double() * 1.5,
+    lambda x: x.to(torch.float64, copy=True) * 1.5,
     lambda x: changed(x, lambda y: y.mul_(3)),
     lambda x: changed(x, lambda y: y.add_(x, alpha=10)),
     lambda x: changed(x, lambda y: y[..., 0].mul_(7)),

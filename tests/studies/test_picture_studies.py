@@ -1,0 +1,163 @@
+"""The studies of image generators: what they choose, compare and run, at tiny settings."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import studies
+from lipbook.lab.dcgan import dcgan_critic
+from lipbook.lab.fidelity import AttributeClassifier, Yardstick
+from lipbook.power_iteration import spectral_norm
+from studies import _pool, panels, rivals, yardstick
+from studies._pictures import norm_by_squaring, project_exactly
+from workflow.study import gather_rows
+
+BLOCK = {"data": "mnist", "loss": "wasserstein", "critic_steps": 5}
+
+
+def tuning_rows(worst=()):
+    """Last distances that grow with the strength's place; some runs break down."""
+    plan = [cell for cell in rivals.cells() if {k: cell[k] for k in BLOCK} == BLOCK]
+    rows = []
+    for cell in plan:
+        place = rivals.STRENGTHS[cell["method"]].index(cell["strength"])
+        good = (cell["critic_lr"], cell["generator_lr"]) == (6e-4, 6e-4)
+        broken = (cell["method"], place) in worst and cell["seed"] == 101
+        step = 30 if broken else cell["steps"]
+        rows.append({**cell, "step": step, "log distance": place - 5.0 * good})
+    return plan, pd.DataFrame(rows)
+
+
+def test_each_method_takes_its_best_setting_on_the_tuning_seeds():
+    plan, rows = tuning_rows()
+    chosen = rivals.best(rows, BLOCK, plan)
+    assert list(chosen) == list(rivals.METHODS)
+    for method, setting in chosen.items():
+        assert list(setting.values()) == [rivals.STRENGTHS[method][0], 6e-4, 6e-4]
+
+
+def test_a_run_that_broke_down_is_far_off():
+    plan, rows = tuning_rows(worst={("SN", 0)})
+    chosen = rivals.best(rows, BLOCK, plan)
+    assert chosen["SN"]["strength"] == rivals.STRENGTHS["SN"][1]
+    assert chosen["R1"]["strength"] == rivals.STRENGTHS["R1"][0]
+
+
+def test_tests_wait_for_all_of_the_tuning():
+    _, rows = tuning_rows()
+    assert not any(cell["part"] == "test" for cell in rivals.cells(rows.iloc[1:]))
+    tests = [cell for cell in rivals.cells(rows) if cell["part"] == "test"]
+    assert len(tests) == len(rivals.METHODS) * len(rivals.TEST_SEEDS["mnist"])
+    assert {cell["seed"] for cell in tests}.isdisjoint(rivals.TUNING_SEEDS)
+    assert len({json.dumps(cell) for cell in rivals.cells(rows)}) == len(rivals.cells(rows))
+
+
+def test_every_method_has_the_same_effort():
+    tried = pd.DataFrame(rivals.cells()).groupby([*rivals.BLOCK, "method"]).size()
+    assert tried.nunique() == 1
+
+
+def curves(method, exponent, end):
+    """Distances that fall as a power of the step, down to an end."""
+    steps = np.array([1, 10, 100, 1000])
+    logs = np.log(np.maximum(100.0 * steps**-exponent, end))
+    common = {**BLOCK, "part": "test", "method": method, "steps": 1000}
+    return [
+        {**common, "seed": seed, "step": step, "log distance": value}
+        for seed in range(3)
+        for step, value in zip(steps, logs, strict=True)
+    ]
+
+
+def test_log_ratios_are_negative_where_normalization_needs_fewer_steps():
+    table = pd.DataFrame(curves("SN", 1.0, 1.0) + curves("two-sided", 0.5, 1.0))
+    # The level is 1.25 times 100/√1000; 100 s⁻¹ and 100 s^(−1/2) come to it at s and s².
+    level = 1.25 * 100 / 1000**0.5
+    expected = np.log(100 / level) - 2 * np.log(100 / level)
+    np.testing.assert_allclose(rivals.log_ratios(table, BLOCK, "two-sided"), expected, atol=1e-9)
+    assert (rivals.log_ratios(table, BLOCK, "two-sided", level=2.0) > expected).all()
+    np.testing.assert_allclose(
+        rivals.log_ends(table, BLOCK, "two-sided"), np.log(1000**0.5 / 100), atol=1e-9
+    )
+
+
+def test_the_panels_take_the_step_size_that_ends_nearest():
+    variant = panels.MAIN[0]
+    rows = pd.DataFrame(
+        [
+            {**cell, "step": cell["steps"], "log distance": abs(np.log(cell["lr"] / 7e-4))}
+            for cell in panels.cells()
+            if cell["part"] == "tuning" and (cell["division"], cell["norm"]) == variant
+        ]
+    )
+    assert panels.best(rows, variant, len(rows), 1000) == 7e-4
+    assert panels.best(rows.iloc[1:], variant, len(rows), 1000) is None
+    best = [cell for cell in panels.cells(rows) if cell["part"] == "best"]
+    assert [cell["lr"] for cell in best] == [7e-4] * 5
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (1, 5), (40, 40)])
+def test_the_norm_by_squaring(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(norm_by_squaring(matrix), spectral_norm(matrix), rtol=2e-4, atol=0)
+
+
+def test_an_exact_projection_leaves_norms_of_one():
+    torch.manual_seed(0)
+    critic = dcgan_critic((1, 8, 8), width=4, depth=2, batch_norm=True)
+    project_exactly(critic)
+    for layer in critic:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            assert layer.weight.abs().max().item() == pytest.approx(1, abs=1e-3)
+        elif hasattr(layer, "weight"):
+            norm = spectral_norm(layer.weight.detach().flatten(1))
+            assert norm.item() == pytest.approx(1, rel=2e-4)
+
+
+def test_a_pool_goes_on_after_a_kill(tmp_path):
+    """What is written half, and cells that did not end, count for nothing."""
+    cell = rivals.cells(tiny=True)[0]
+    row = {"row": {"step": 1, "log distance": 0.0}}
+    entries = [{"begin": True}, row, {"seconds": 1.0}]
+    other = {**cell, "seed": 5}
+    lines = [json.dumps({"cell": cell, **e}) for e in entries]
+    lines += [json.dumps({"cell": other, **e}) for e in entries[:2]] + ['{"cell": {"pa']
+    (tmp_path / "rivals.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    book = _pool.Book("rivals", tmp_path, tiny=True)
+    assert book.begun == {_pool.key(cell)}
+    assert book.next() != cell
+    again = list(_pool.read(tmp_path / "rivals.jsonl"))
+    assert "begin" in again[-1]
+    (tmp_path / "rivals.json").write_text('{"measured": "2020", "criteria": {}, "code": {}}')
+    gather_rows("rivals", tmp_path, tmp_path / "out.csv")
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 1
+
+
+def test_a_cell_that_fails_twice_ends_without_a_result(tmp_path):
+    book = _pool.Book("rivals", tmp_path, tiny=True)
+    cell = book.next()
+    book.fail(cell, "no memory")
+    assert _pool.key(cell) not in book.begun
+    book.begun.add(_pool.key(cell))
+    book.fail(cell, "no memory")
+    assert [row["step"] for row in book.done] == [0]
+
+
+@pytest.mark.parametrize("kind", yardstick.KINDS)
+@pytest.mark.parametrize("ladder", list(yardstick.LADDERS))
+def test_the_yardstick_ranks_what_is_known_to_be_worse(kind, ladder):
+    table = studies.load("yardstick")
+    rungs = table[(table["kind"] == kind) & (table["ladder"] == ladder)].sort_values("level")
+    assert (rungs["distance"].diff().dropna() > 0).all()
+    fallen = "coverage" if ladder == "fewer kinds" else "confident"
+    assert rungs[fallen].iloc[-1] < 0.8 * rungs[fallen].iloc[0]
+
+
+def test_a_yardstick_calls_images_that_are_not_finite_infinitely_far():
+    torch.manual_seed(0)
+    real = torch.rand(20, 1, 28, 28)
+    judged = Yardstick(AttributeClassifier((1, 28, 28), [10]), real).judge(real / 0)
+    assert judged == {"distance": float("inf"), "confident": 0.0, "coverage": 0.0}
