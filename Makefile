@@ -21,7 +21,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test refresh study serve bench gpu gpu-kit gpu-record lock clean
+.PHONY: help book test refresh study serve bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,6 +305,59 @@ def test_a_wheel_takes_the_catalogue_and_the_tables_along():
         "book/studies": "studies/tables",
     }
     assert all((ROOT / path).exists() for path in included)
+
+
+# --- how long a function is
+
+LONGEST = 40
+#: To be shorter soon.
+TOO_LONG = {
+    "lipbook/convolution.py _checked",
+    "lipbook/lab/classification.py train_classifier",
+    "lipbook/lab/training.py train_wgan",
+    "lipbook/normalization.py spectral_normalize",
+    "lipbook/power_iteration.py golub_kahan_lanczos",
+}
+
+
+def code_lines(source: str) -> Iterator[tuple[str, int]]:
+    """Return each function's name and lines of code: no docstring, comment or empty line."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    spans = (range(t.start[0], t.end[0] + 1) for t in tokens if t.type not in layout)
+    code = {line for span in spans for line in span}
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = function.body[0]
+            text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            doc = range(first.lineno, first.end_lineno + 1) if text else ()
+            lines = code & set(range(function.lineno, function.end_lineno + 1))
+            yield function.name, len(lines - set(doc))
+
+
+def test_lines_of_code_are_counted():
+    source = """
+    def f(x):
+        '''Some text,
+        over two lines.'''
+        # a comment
+        y = (x +
+             1)
+
+        return y
+    """
+    assert list(code_lines(textwrap.dedent(source))) == [("f", 4)]
+
+
+@pytest.mark.parametrize("room", ["lipbook", "studies", "workflow"])
+def test_no_function_is_long(room):
+    long = {
+        f"{path.relative_to(ROOT)} {name}"
+        for path in (ROOT / room).rglob("*.py")
+        for name, lines in code_lines(path.read_text(encoding="utf-8"))
+        if lines > LONGEST
+    }
+    assert long <= TOO_LONG
 
 
 # --- what is tracked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import types
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from torch.nn.utils import parametrizations, parametrize
 from weights import critic, gaussian, norm, original
 
 from lipbook.convolution import conv_spectral_norm
-from lipbook.lab.training import fit_critic
 from lipbook.normalization import (
     OrthonormalPenalty,
     SpectralProjection,
@@ -28,6 +28,13 @@ from lipbook.normalization import (
 from lipbook.parametrizations import Normalization
 from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.wgan import GradientPenalty
+
+
+@pytest.fixture(scope="module")
+def lab() -> types.ModuleType:
+    """The laboratory: where only the core is installed, what needs it is skipped."""
+    return pytest.importorskip("lipbook.lab.training")
+
 
 modest = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -85,10 +92,10 @@ def test_exact_projection():
     torch.testing.assert_close(bn.weight.detach(), torch.full((3,), 2.0), rtol=1e-4, atol=0)
 
 
-def test_constraint_object_in_the_trainer():
+def test_constraint_object_in_the_trainer(lab):
     real, fake = gaussian(32, 2) + 3, gaussian(32, 2, seed=1)
     net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
-    fit_critic(net, real, fake, SpectralProjection("exact"), steps=5, lr=1e-2)
+    lab.fit_critic(net, real, fake, SpectralProjection("exact"), steps=5, lr=1e-2)
     for layer in (net[0], net[2]):
         assert norm(layer.weight) == pytest.approx(1, rel=1e-6)
     assert SpectralProjection() != GradientPenalty()
@@ -241,10 +248,10 @@ def test_orthonormal_penalty_and_its_gradient_vanish_at_orthonormal_weights_only
     assert layer.bias.grad is None
 
 
-def test_orthonormal_penalty_in_the_trainer_pulls_every_singular_value_to_1():
+def test_orthonormal_penalty_in_the_trainer_pulls_every_singular_value_to_1(lab):
     real = gaussian(32, 2)
     net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
-    fit_critic(net, real, real, OrthonormalPenalty(10.0), steps=200, lr=3e-2)
+    lab.fit_critic(net, real, real, OrthonormalPenalty(10.0), steps=200, lr=3e-2)
     for layer in (net[0], net[2]):
         assert (torch.linalg.svdvals(layer.weight.detach()) - 1).abs().max() < 0.1
 

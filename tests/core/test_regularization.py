@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import types
 from functools import partial
 
 import pytest
@@ -17,7 +18,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lipbook.convolution import conv_spectral_norm
-from lipbook.lab.classification import accuracy, train_classifier
 from lipbook.lab.networks import digits_cnn, mlp
 from lipbook.matrix_norms import frobenius_norm, induced_norm
 from lipbook.normalization import spectral_normalize
@@ -27,6 +27,13 @@ from lipbook.regularization import (
     input_gradient_penalty,
     penalized_weights,
 )
+
+
+@pytest.fixture(scope="module")
+def lab() -> types.ModuleType:
+    """The laboratory: where only the core is installed, what needs it is skipped."""
+    return pytest.importorskip("lipbook.lab.classification")
+
 
 modest = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -244,7 +251,7 @@ def test_two_calls_may_share_one_backward_pass():
     assert torch.isfinite(layer.weight.grad).all()
 
 
-def test_a_training_resumes_from_its_saved_state():
+def test_a_training_resumes_from_its_saved_state(lab):
     def trained(epochs: list[int], *, saved: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         penalty = SpectralPenalty(mlp([4, 8, 2]))
@@ -258,7 +265,7 @@ def test_a_training_resumes_from_its_saved_state():
                     mlp([4, 8, 2]), generator=torch.Generator().manual_seed(9)
                 )
                 penalty.load_state_dict(torch.load(file))
-            train_classifier(
+            lab.train_classifier(
                 penalty.model,
                 inputs,
                 labels,
@@ -452,7 +459,7 @@ def test_input_gradient_penalty_refuses(arguments, error, message):
 
 
 @pytest.mark.parametrize("kind", ["frobenius", "spectral", "input gradient"])
-def test_a_training_makes_what_is_penalized_smaller(kind):
+def test_a_training_makes_what_is_penalized_smaller(lab, kind):
     def final(strength: float) -> tuple[float, float]:
         torch.manual_seed(0)
         model = mlp([2, 16, 2])
@@ -463,11 +470,11 @@ def test_a_training_makes_what_is_penalized_smaller(kind):
             "input gradient": lambda x, y: input_gradient_penalty(model, x, y),
         }[kind]
         x, y = gaussian(40, 2).float(), (gaussian(40, 2)[:, 0] > 0).long()
-        history = train_classifier(
+        history = lab.train_classifier(
             model, x, y, epochs=60, lr=0.01, penalty=lambda x, y: strength * term(x, y)
         )
         assert (history["penalty"] > 0).all()
-        return term(x, y).item(), accuracy(model, x, y)
+        return term(x, y).item(), lab.accuracy(model, x, y)
 
     (with_it, reads), (without, _) = final(0.1), final(1e-12)
     assert with_it < 0.8 * without
