@@ -24,9 +24,8 @@ ROOTS = (
 #: What is there, and what that needs.
 _THERE = {
     *("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib"),
-    *("contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing", "packaging"),
-    *("joblib", "narwhals", "threadpoolctl", "python-dateutil", "six", "tzdata"),
-    *("filelock", "typing-extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe"),
+    *("contourpy", "cycler", "fonttools", "joblib", "kiwisolver", "narwhals", "pillow"),
+    *("pyparsing", "threadpoolctl", "tzdata"),
 }
 #: Asked for, but imported by nobody here, or only where it is there.
 _SPARED = {"debugpy", "jedi", "parso"}
