@@ -40,7 +40,7 @@ from lipbook.wgan import GradientPenalty
 
 ROOT = Path(__file__).resolve().parents[1]
 #: By priority; a name that comes twice has twice the share of the workers.
-STUDIES = ("open_question", "classes", "panels", "rivals", "rivals", "yardstick")
+STUDIES = ("open_question", "classes", "panels", "panels", "rivals", "rivals", "rivals")
 _RESERVE = 25.0  # seconds at the end for what has begun
 _KEEP_EVERY = 20.0  # seconds between two savings
 
