@@ -7,7 +7,7 @@
 import os
 
 from workflow.parameters import for_chapter
-from workflow.project import chapters, claims_of, modules_used, pages, source
+from workflow.project import chapters, claims_beside, claims_of, modules_used, pages, source
 from workflow.stage import repository_url
 
 
@@ -61,9 +61,11 @@ rule refresh:
         "workflow/step.py"
 
 
+# What the chapters found, as data, made once: every page that shows a claim reads it.
 rule claims:
     input:
-        EXECUTED,
+        executed=EXECUTED,
+        beside=HERE(claims_beside()),
     output:
         f"{OUT}/claims.json",
     script:

@@ -1,18 +1,16 @@
-"""What the chapters measured, from their executed notebooks, in one file that the pages read."""
+"""What the chapters found about each claim, in one file that every page reads."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from lipbook.notebook import claims
-from workflow.project import read_notebook, written
+from lipbook.notebook import results
+from workflow.project import BOOK, chapters, source, written
 
 
-def collect(executed: Iterable[Path], output: Path) -> None:
-    """Write the records of ``claims.check``, by chapter, whole or not at all."""
-    found = {path.stem: list(claims.records(read_notebook(path))) for path in executed}
+def collect(executed: Sequence[Path], output: Path) -> None:
+    """Join the records of these notebooks to the catalogue, whole or not at all."""
+    found = results.collect(executed, [source(name) for name in chapters()], BOOK)
     with written(output) as partial:
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        partial.write_text(f"{text}\n", encoding="utf-8")
+        partial.write_text(results.as_text(found), encoding="utf-8")

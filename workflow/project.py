@@ -110,6 +110,12 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def claims_beside() -> list[Path]:
+    """Return what is known about the claims besides this build's own numbers."""
+    beside = [CATALOGUE, BOOK / "equations.yml", *map(source, chapters())]
+    return beside + sorted([*BOOK.glob("records/*.json"), *STUDIES.glob("*.json")])
+
+
 def claims_of(chapter: str) -> list[dict[str, Any]]:
     """Return a chapter's entries in the catalogue, as they stand there."""
     catalogue = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))

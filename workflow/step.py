@@ -28,7 +28,7 @@ def _refresh(job: Any) -> None:
 def _claims(job: Any) -> None:
     from workflow.claims import collect
 
-    collect(map(Path, job.input), Path(job.output[0]))
+    collect([Path(path) for path in job.input.executed], Path(job.output[0]))
 
 
 def _stage(job: Any) -> None:

@@ -1,58 +1,41 @@
-"""Directives that write what the chapters found: ``claims-glance``, ``-ledger``, ``-errata``.
+"""Directives that write what the chapters found, all from ``claims.json``.
 
-Their only sources are the catalogue and the records that ``claims.check`` left in the executed
-notebooks. In a chapter, the line of a check becomes a card with its evidence, to which
-the ledger links.
+``claims-glance``, ``claims-ledger``, ``claims-errata``, ``claims-undecided``, ``claims-equations``
+and ``claims-own-run``. In a chapter, the line of a check becomes the claim's card.
 """
 
 import base64
 import html
 import json
-from collections import Counter
 from pathlib import Path
 
+import claim_html
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-from lipbook.notebook import claims
-from lipbook.notebook.catalogue import FAILS, NOT_TESTED, VERDICTS, Claim, catalogue
+from lipbook.notebook import claims, results
+from lipbook.notebook.catalogue import (
+    FAILS,
+    KINDS_OF_EVIDENCE,
+    NOT_REPRODUCED,
+    UNDECIDED,
+    VERDICTS,
+)
+from lipbook.notebook.results import Entry, Results
 
-_ROLES = {
-    "decides": "What decides it",
-    "confines": "What confines it",
-    "refutes": "Against it",
-}
-
-
-def records_by_id(book: Path) -> dict[str, dict]:
-    """Return each claim's record and the page that it stands on."""
-    found = {}
-    for path in sorted(book.glob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for record in claims.records(notebook):
-            found[record["id"]] = {**record, "page": path.stem}
-    return found
+DATA = "claims.json"
+LEDGER = "book/ledger"
 
 
-def card(claim: Claim, record: dict) -> str:
-    """Return the HTML that stands in a chapter where a claim was checked."""
-    groups = []
-    texts = {item["id"]: item["text"] for item in record["criteria"]}
-    for role, heading in _ROLES.items():
-        items = [texts[c.id] for c in claim.criteria if c.role == role]
-        if items:
-            listed = "".join(f"<li>{html.escape(item)}</li>" for item in items)
-            groups.append(f"<dt>{heading}</dt><dd><ul>{listed}</ul></dd>")
-    return (
-        f'<section class="claim-card {record["verdict"].replace(" ", "-")}" id="claim-{claim.id}"'
-        f' aria-label="Claim {claim.id}">'
-        f'<p><span class="claim-id">{claim.id}</span> {html.escape(claim.says)}'
-        f' <strong class="claim-verdict">{record["verdict"]}</strong></p>'
-        f"<dl>{''.join(groups)}</dl></section>"
-    )
+def read(book: Path) -> Results:
+    """Return what the build found, or say how to come by it."""
+    path = book / DATA
+    if not path.exists():
+        raise ExtensionError(f"{path} is missing: `make book` writes it from executed notebooks")
+    return results.load(path)
 
 
 def _show_cards(app: Sphinx, page: str, source: list[str]) -> None:
@@ -60,82 +43,96 @@ def _show_cards(app: Sphinx, page: str, source: list[str]) -> None:
     if not app.env.doc2path(page).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            record = output.get("metadata", {}).get(claims.RECORD_KEY)
-            if record is not None:
-                claim = catalogue()[record["id"]]
-                output["data"] = {"text/html": card(claim, record)}
-    source[0] = json.dumps(notebook)
+    checked = {
+        record["id"]: output
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+        if (record := output.get("metadata", {}).get(claims.RECORD_KEY))
+    }
+    if checked:
+        book = Path(app.srcdir) / "book"
+        app.env.note_dependency(str(book / DATA))
+        for entry in read(book).claims:
+            if entry.id in checked:
+                checked[entry.id]["data"] = {"text/html": claim_html.card(entry)}
+        source[0] = json.dumps(notebook)
 
 
 class ClaimsDirective(SphinxDirective):
-    """Write Markdown from the claims and let MyST read it."""
+    """Write Markdown, or HTML, from the claims."""
 
     def run(self) -> list[nodes.Node]:
-        """Return the nodes of the generated text."""
+        """Return the nodes of what is written."""
         self.book = Path(self.env.srcdir) / "book"
-        for path in (*self.book.glob("*.ipynb"), self.book / "claims.yml"):
-            self.env.note_dependency(str(path))
-        self.records = records_by_id(self.book)
-        self.claims = list(catalogue().values())
+        self.env.note_dependency(str(self.book / DATA))
+        self.results = read(self.book)
+        return [*self.parsed(self.markdown()), *self.raw(self.html())]
+
+    def parsed(self, markdown: str) -> list[nodes.Node]:
+        """Let MyST read Markdown."""
         parent = nodes.section()
         parent.document = self.state.document
-        lines = self.markdown().splitlines()
-        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, parent)
+        lines = StringList(markdown.splitlines(), self.get_source_info()[0])
+        self.state.nested_parse(lines, 0, parent)
         return parent.children
 
+    def raw(self, content: str) -> list[nodes.Node]:
+        """Pass HTML on as it is."""
+        return [nodes.raw("", content, format="html")] if content else []
+
     def markdown(self) -> str:
-        """Return the text."""
-        raise NotImplementedError
+        """Return what MyST is to read."""
+        return ""
 
-    def verdict(self, claim: Claim) -> str:
-        """Return the verdict of a claim as it was measured on this build."""
-        return self.records[claim.id]["verdict"] if claim.id in self.records else NOT_TESTED
+    def html(self) -> str:
+        """Return what is HTML already; it comes after the Markdown."""
+        return ""
 
-    def where(self, claim: Claim) -> str:
-        """Return a claim's id, linked to the cell that checks it."""
-        record = self.records.get(claim.id)
-        if record is None:
-            return claim.id
-        return f'<a href="{record["page"]}.html#claim-{claim.id}">{claim.id}</a>'
+    def having(self, *verdicts: str) -> list[Entry]:
+        """Return the claims with one of these verdicts."""
+        return [entry for entry in self.results.claims if entry.verdict in verdicts]
+
+    def numbers(self, entry: Entry) -> str:
+        """Return the criteria of a claim with their numbers, as a Markdown list."""
+        return "\n".join(f"- {_escaped(f.text or f.quantity)}" for f in entry.criteria)
 
 
 class Glance(ClaimsDirective):
-    """How many claims have each verdict."""
+    """How many claims have each verdict, and what kind of evidence they rest on."""
 
     def markdown(self) -> str:
-        """Return a small table."""
-        count = Counter(map(self.verdict, self.claims))
-        rows = [f"| {v} | {count[v]} |" for v in VERDICTS if count[v]]
-        return "| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows)
+        """Return a small table and a sentence."""
+        count = self.results.count()
+        rows = [f"| {_link(f'ledger.html?verdict={v}', v)} | {count[v]} |" for v in VERDICTS]
+        rows = [row for row, word in zip(rows, VERDICTS, strict=True) if count[word]]
+        kinds = self.results.evidence()
+        sentence = claim_html.evidence_sentence({k: kinds[k] for k in KINDS_OF_EVIDENCE})
+        return "| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows) + f"\n\n{sentence}"
 
 
 class Ledger(ClaimsDirective):
-    """Every claim: what the article says, what came out, with which numbers."""
+    """Every claim, a row each."""
+
+    def html(self) -> str:
+        """Return the menus and the rows."""
+        entries = self.results.claims
+        chapters = sorted({entry.chapter for entry in entries})
+        titles = {name: f"{int(name[:2])} · {_title(name)}" for name in chapters}
+        rows = "".join(map(claim_html.row, entries))
+        return f'{claim_html.filters(entries, titles)}<div class="claim-ledger">{rows}</div>'
+
+
+class Equations(ClaimsDirective):
+    """Each equation of the article: where it is explained, computed and tested."""
 
     def markdown(self) -> str:
-        """Return one table for each section of the article."""
-        blocks = []
-        for section in dict.fromkeys(claim.section for claim in self.claims):
-            rows = [("", "The article says", "Verdict", "Measured")]
-            rows += [self.row(c) for c in self.claims if c.section == section]
-            table = "\n".join(_list_row(row) for row in rows)
-            options = ":header-rows: 1\n:widths: 8 34 14 44\n:class: ledger"
-            blocks += [f"## {section}", f":::{{list-table}}\n{options}\n\n{table}\n:::"]
-        return "\n\n".join(blocks)
-
-    def row(self, claim: Claim) -> tuple[str, str, str, str]:
-        """Return the cells of one claim."""
-        equations = ", ".join(f"({n})" for n in claim.equations)
-        says = f"{claim.says} {equations}".strip()
-        record = self.records.get(claim.id)
-        if record is None:
-            return claim.id, says, f"**{NOT_TESTED}**", claim.reason
-        numbers = "\n".join(f"- {_escaped(e['text'])}" for e in record["criteria"])
-        made = f"Seed {record['seed']}, {record['device']}, scale {record['scale']}."
-        measured = f"{claim.finding}\n\n{numbers}\n\n{made}"
-        return self.where(claim), says, f"**{record['verdict']}**", measured
+        """Return a table."""
+        rows = [
+            f"| {_link(f'{e.chapter}.html#eq-{e.number}', f'({e.number})')} | {_escaped(e.what)} |"
+            f" `{e.code}` | `{e.test.removeprefix('tests/')}` |"
+            for e in self.results.equations
+        ]
+        return "| no. | what | code | test |\n| :-- | :-- | :-- | :-- |\n" + "\n".join(rows)
 
 
 class Errata(ClaimsDirective):
@@ -143,45 +140,97 @@ class Errata(ClaimsDirective):
 
     def markdown(self) -> str:
         """Return one section a claim."""
-        failing = [c for c in self.claims if self.verdict(c) == FAILS]
-        if not failing:
-            return "No claim that has been checked so far fails as printed."
-        return "\n\n".join(self.entry(claim) for claim in failing)
+        sections = [self.entry(entry) for entry in self.having(FAILS)]
+        return "\n\n".join(sections) or "No claim that has been checked so far fails as printed."
 
-    def entry(self, claim: Claim) -> str:
+    def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
-        evidence = "\n".join(f"- {_escaped(e['text'])}" for e in self.records[claim.id]["criteria"])
         return "\n\n".join(
             [
-                f"## {claim.id}: {claim.section}",
-                f"**As printed.** {claim.says}",
-                f"**Smallest counterexample.** {claim.counterexample}",
-                *([drawn(self.book, claim)] if claim.figure else []),
-                f"**Corrected.** {claim.corrected}",
-                f"**Measured on this build**, in {self.where(claim)}:",
-                evidence,
-                f"**The test that fails on the printed statement**: `{claim.test}`",
+                f"## {entry.id}: {entry.section}",
+                f"**As printed.** {entry.says}",
+                f"**Smallest counterexample.** {entry.counterexample}",
+                *([drawn(self.book, entry)] if entry.figure else []),
+                f"**Corrected.** {entry.corrected}",
+                f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
+                self.numbers(entry),
+                f"**The test that fails on the printed statement**: `{entry.test}`",
             ]
         )
 
 
-def drawn(book: Path, claim: Claim) -> str:
+class Undecided(ClaimsDirective):
+    """Each claim that was not reproduced or is undecided, with what would decide it."""
+
+    def markdown(self) -> str:
+        """Return one section a claim."""
+        found = self.having(NOT_REPRODUCED, UNDECIDED)
+        sections = [self.entry(entry) for entry in found]
+        return "\n\n".join(sections) or "There is no such claim at present."
+
+    def entry(self, entry: Entry) -> str:
+        """Return the section of one claim."""
+        return "\n\n".join(
+            [
+                f"## {entry.id}: {entry.section}",
+                f"**The article.** {entry.says} **{entry.verdict.capitalize()}.**",
+                f"**Tried on.** {entry.scope}",
+                f"**Found.** {entry.finding}",
+                f"**What would decide it.** {entry.decisive}",
+                f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
+                self.numbers(entry),
+            ]
+        )
+
+
+class OwnRun(ClaimsDirective):
+    """Each claim's numbers beside the stored ones, flipped verdicts first."""
+
+    def markdown(self) -> str:
+        """Return one section a claim, or how to come by one."""
+        if not self.results.own_run:
+            return "This site was built with the parameters of the stored notebooks."
+        entries = [entry for entry in self.results.claims if entry.stored]
+        entries.sort(key=lambda entry: entry.verdict == entry.stored)
+        flipped = sum(entry.verdict != entry.stored for entry in entries)
+        summary = f"{flipped} of {len(entries)} verdicts differ from the stored ones."
+        return "\n\n".join([summary, *map(self.entry, entries)])
+
+    def entry(self, entry: Entry) -> str:
+        """Return the section of one claim."""
+        change = f": {entry.stored} → {entry.verdict}" if entry.verdict != entry.stored else ""
+        items = [
+            f"- {_escaped(f.text)}; stored {claims.formatted(f.stored, f.scale)}"
+            + (f", {float(f.standard_errors):+.1f} standard errors" if f.standard_errors else "")
+            for f in entry.criteria
+            if f.stored
+        ]
+        return "\n\n".join(
+            [f"## {entry.id}{change}", _link(entry.page, entry.says), *["\n".join(items)]]
+        )
+
+
+def drawn(book: Path, entry: Entry) -> str:
     """Return a figure that repeats one of the claim's chapter, and write its picture beside it."""
-    notebook = json.loads((book / f"{claim.chapter}.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((book / f"{entry.chapter}.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         settings = cell["metadata"].get("mystnb", {})
-        if settings.get("figure", {}).get("name") == claim.figure:
+        if settings.get("figure", {}).get("name") == entry.figure:
             pictures = (output.get("data", {}).get("image/png") for output in cell["outputs"])
-            name = f"errata-{claim.id}.png"
+            name = f"errata-{entry.id}.png"
             (book / name).write_bytes(base64.b64decode(next(filter(None, pictures))))
             alt = json.dumps(settings["image"]["alt"], ensure_ascii=False)
             return f":::{{figure}} {name}\n:alt: {alt}\n\n{settings['figure']['caption']}\n:::"
-    raise ExtensionError(f"{claim.id}: {claim.chapter} has no figure named {claim.figure!r}")
+    raise ExtensionError(f"{entry.id}: {entry.chapter} has no figure named {entry.figure!r}")
 
 
-def _list_row(cells: tuple[str, ...]) -> str:
-    first, *rest = (cell.replace("\n", "\n    ") for cell in cells)
-    return "\n".join([f"* - {first}", *(f"  - {cell}" for cell in rest)])
+def _title(chapter: str) -> str:
+    return chapter[3:].replace("_", " ")
+
+
+def _link(address: str, words: str) -> str:
+    """Return a link in HTML: MyST looks for the targets of its own ones among what it has read."""
+    return f'<a href="{address.replace(" ", "%20")}">{html.escape(words)}</a>'
 
 
 def _escaped(text: str) -> str:
@@ -191,10 +240,31 @@ def _escaped(text: str) -> str:
     return text
 
 
+def _offer_data(app: Sphinx, exception: Exception | None) -> None:
+    """Put the data and its schema beside the pages."""
+    data = Path(app.srcdir) / "book" / DATA
+    if exception is None and data.exists():
+        folder = Path(app.outdir) / "_static"
+        (folder / DATA).write_bytes(data.read_bytes())
+        schema = json.dumps(results.schema(), indent=1, ensure_ascii=False)
+        (folder / "claims.schema.json").write_text(schema + "\n", encoding="utf-8")
+
+
+def _add_script(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    if page == LEDGER:
+        app.add_js_file("ledger.js", loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("claims-glance", Glance)
     app.add_directive("claims-ledger", Ledger)
+    app.add_directive("claims-equations", Equations)
     app.add_directive("claims-errata", Errata)
+    app.add_directive("claims-undecided", Undecided)
+    app.add_directive("claims-own-run", OwnRun)
+    app.add_css_file("claims.css")
     app.connect("source-read", _show_cards)
+    app.connect("html-page-context", _add_script)
+    app.connect("build-finished", _offer_data)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

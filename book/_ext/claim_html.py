@@ -1,0 +1,197 @@
+"""The HTML in which a claim is shown: its card in a chapter, its row in the ledger.
+
+Every function takes an entry of ``claims.json`` and returns text; nothing here reads a file.
+"""
+
+import html
+import json
+from collections.abc import Iterable
+
+from lipbook.notebook.catalogue import NOT_TESTED, QUESTION
+from lipbook.notebook.results import Entry, Finding
+
+ARTICLE = "https://kexue.fm/archives/6051"
+_ROLES = {
+    "decides": "What decides it",
+    "confines": "What confines it",
+    "refutes": "What refutes it",
+}
+_STATES = {"met": "met", "reversed": "the other way", "undecided": "undecided", "": "not measured"}
+_ORDERS = {
+    "before": "stated before the table of {study} was measured on {measured} (commit {commit})",
+    "after": "stated after the table of {study} was measured on {measured}",
+    "changed": "changed since the table of {study} was measured on {measured} (commit {commit})",
+}
+#: schema.org asks for a number: from 1, it fails, to 5, it holds.
+_RATINGS = {
+    "fails as printed": 1,
+    "not reproduced here": 2,
+    "undecided": 3,
+    "holds with caveats": 4,
+    "holds": 5,
+}
+text = html.escape
+
+
+def card(entry: Entry) -> str:
+    """Return what stands in a chapter where a claim was checked."""
+    return (
+        f'<section class="claim-card {css(entry.verdict)}" id="claim-{entry.id}"'
+        f' aria-label="Claim {entry.id}">'
+        f'<p><span class="claim-id">{entry.id}</span> {text(entry.says)}'
+        f' <strong class="claim-verdict">{entry.verdict}</strong></p>'
+        f'<p class="claim-finding">{text(entry.finding)}</p>'
+        f"<details><summary>Numbers of {entry.id}</summary>{details(entry)}"
+        f'<p><a href="ledger.html#{entry.id}">{entry.id} in the ledger</a></p></details>'
+        f"{review(entry)}</section>"
+    )
+
+
+def row(entry: Entry) -> str:
+    """Return a row of the ledger, which opens to everything that is known about the claim."""
+    kinds = " ".join(sorted({finding.kind for finding in entry.criteria})) or "none"
+    checked = f'<p><a href="{entry.page}">The cell that checks it</a></p>' if entry.page else ""
+    finding = entry.reason if entry.verdict == NOT_TESTED else entry.finding
+    return (
+        f'<details class="claim-row {css(entry.verdict)}" id="{entry.id}"'
+        f' data-verdict="{entry.verdict}" data-kind="{kinds}" data-chapter="{entry.chapter}">'
+        f'<summary><span class="claim-id">{entry.id}</span>'
+        f' <span class="claim-says">{text(entry.says)}{_equations(entry)}</span>'
+        f' <strong class="claim-verdict">{entry.verdict}</strong></summary>'
+        f"<div>{_paragraph('', finding)}{details(entry)}{checked}</div></details>"
+    )
+
+
+def details(entry: Entry) -> str:
+    """Return scope, criteria with their numbers, other seeds, planted world and provenance."""
+    parts = [_paragraph("Tried on", entry.scope)]
+    for role, heading in _ROLES.items():
+        found = [criterion(finding) for finding in entry.criteria if finding.role == role]
+        if found:
+            parts.append(f"<p>{heading}</p><ul>{''.join(found)}</ul>")
+    parts += [_seeds(entry), _flip(entry), _run(entry)]
+    return "".join(parts)
+
+
+def criterion(finding: Finding) -> str:
+    """Return one criterion as an item of a list: its number, its bound, its kind, its outcome."""
+    words = finding.text or f"{finding.quantity} {finding.rule}"
+    notes = [finding.kind]
+    if finding.scale == "log":
+        notes.append("geometric mean")
+    if finding.p is not None:
+        notes.append(f"p {_p(finding.p)} after Holm")
+    notes.append(_STATES[finding.state])
+    notes += [_ORDERS[s.order].format(**s.model_dump()) for s in finding.stated]
+    if finding.after_the_fact:
+        notes.append("stated after the fact")
+    notes += [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
+    if finding.source:
+        notes.append(finding.source)
+    return f'<li>{text(words)} <span class="claim-notes">{text("; ".join(notes))}</span></li>'
+
+
+def evidence_sentence(counts: dict[str, int]) -> str:
+    """Return how many criteria there are of each kind, and what that means."""
+    parts = [f"{n} {kind}" for kind, n in counts.items() if n]
+    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
+    return (
+        f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A theorem whose"
+        " arithmetic is checked, or a computation without chance, could hardly have gone the other"
+        " way; only the *measured* ones could."
+    )
+
+
+def filters(entries: Iterable[Entry], titles: dict[str, str]) -> str:
+    """Return the ledger's three menus, which stay hidden unless a script can use them."""
+    entries = list(entries)
+    kinds = [k for k in ("proved", "computed", "measured", "published") if _has_kind(entries, k)]
+    menus = {
+        "verdict": {word: word for word in dict.fromkeys(e.verdict for e in entries)},
+        "kind": {kind: kind for kind in kinds},
+        "chapter": {name: titles[name] for name in dict.fromkeys(e.chapter for e in entries)},
+    }
+    fields = []
+    for name, choices in menus.items():
+        options = "".join(
+            f'<option value="{value}">{text(label)}</option>' for value, label in choices.items()
+        )
+        fields.append(
+            f"<label>{name.capitalize()} <select name={name}>"
+            f'<option value="">all</option>{options}</select></label>'
+        )
+    return (
+        f'<form class="claim-filters" hidden>{"".join(fields)}'
+        ' <output aria-live="polite"></output></form>'
+    )
+
+
+def review(entry: Entry) -> str:
+    """Return the verdict as a ClaimReview of schema.org, in JSON-LD."""
+    rating: dict[str, object] = {"@type": "Rating", "alternateName": entry.verdict}
+    if entry.kind != QUESTION and entry.verdict in _RATINGS:
+        rating |= {"ratingValue": _RATINGS[entry.verdict], "bestRating": 5, "worstRating": 1}
+    data = {
+        "@context": "https://schema.org",
+        "@type": "ClaimReview",
+        "url": f"{entry.chapter}.html#claim-{entry.id}",
+        "claimReviewed": entry.says,
+        "itemReviewed": {
+            "@type": "Claim",
+            "author": {"@type": "Person", "name": "Su Jianlin"},
+            "datePublished": "2018-10-07",
+            "appearance": {"@type": "CreativeWork", "url": ARTICLE},
+        },
+        "reviewRating": rating,
+        "reviewBody": entry.finding,
+        "author": {"@type": "Organization", "name": "The lipbook authors"},
+    }
+    spelt = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return f'<script type="application/ld+json">{spelt}</script>'
+
+
+def css(verdict: str) -> str:
+    """Return a verdict as a class."""
+    return verdict.replace(" ", "-")
+
+
+def _equations(entry: Entry) -> str:
+    return "".join(f" ({number})" for number in entry.equations)
+
+
+def _paragraph(heading: str, content: str) -> str:
+    label = f"<em>{heading}:</em> " if heading else ""
+    return f"<p>{label}{text(content.strip())}</p>" if content.strip() else ""
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def _seeds(entry: Entry) -> str:
+    if entry.seeds is None:
+        return ""
+    s = entry.seeds
+    words = f"the verdict came out for {s.held} of {s.of}, {s.low:.0%} to {s.high:.0%}"
+    if s.others:
+        words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
+    return _paragraph("Other seeds of the whole chapter", f"{words}.")
+
+
+def _flip(entry: Entry) -> str:
+    if entry.flip is None:
+        return ""
+    f = entry.flip
+    words = f"{f.world} The same criteria then say: {f.verdict} ({f.date})."
+    return _paragraph("A planted world", words)
+
+
+def _run(entry: Entry) -> str:
+    if entry.run is None:
+        return ""
+    r = entry.run
+    return _paragraph("This build", f"seed {r.seed}, {r.device}, scale {r.scale}.")
+
+
+def _has_kind(entries: list[Entry], kind: str) -> bool:
+    return any(finding.kind == kind for entry in entries for finding in entry.criteria)

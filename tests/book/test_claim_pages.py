@@ -1,0 +1,202 @@
+"""A claim's card and its row in the ledger: as text, and on the built site."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lipbook.notebook import results
+from lipbook.notebook.catalogue import VERDICTS
+from workflow.project import BOOK, BUILD, SITE
+
+
+def _html() -> ModuleType:
+    path = BOOK / "_ext" / "claim_html.py"
+    spec = importlib.util.spec_from_file_location("claim_html", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["claim_html"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+claim_html = _html()
+
+FINDING = {"id": "size", "quantity": "size", "kind": "measured", "relation": "<", "bound": 1.0}
+FINDING |= {"role": "decides", "values": [0.1, 0.2], "interval": [0.1, 0.2], "state": "met"}
+FINDING |= {"text": "size: 0.15 < 1", "p": 0.0004}
+WORDS = ("scope", "finding", "reason", "decisive", "counterexample", "corrected", "test", "figure")
+ENTRY = {"id": "T1", "chapter": "01_tiny", "section": "S", "equations": [3], "kind": "theorem"}
+ENTRY |= {"says": "Small things are small.", "studies": [], "verdict": "holds"}
+ENTRY |= {"catalogued": "holds", "page": "01_tiny.html#claim-T1", "criteria": [FINDING]}
+ENTRY |= {word: f"The {word}." for word in WORDS}
+
+
+def entry(finding: dict[str, Any] | None = None, **fields: Any) -> results.Entry:
+    return results.Entry(**{**ENTRY, "criteria": [{**FINDING, **(finding or {})}], **fields})
+
+
+def parsed(text: str) -> BeautifulSoup:
+    return BeautifulSoup(text, "html.parser")
+
+
+def test_a_card_is_small_and_opens_to_its_numbers():
+    card = parsed(claim_html.card(entry()))
+    folded = card.details.extract()
+    assert "T1 Small things are small. holds" in card.get_text()
+    assert "The finding." in card.get_text()
+    assert "0.15" not in card.get_text()
+    assert "size: 0.15 < 1 · measured; p < 0.001 after Holm; met" in folded.get_text().replace(
+        "1 measured", "1 · measured"
+    )
+    assert card.section["id"] == "claim-T1"
+    assert folded.a["href"] == "ledger.html#T1"
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        ({"scale": "log"}, "geometric mean"),
+        ({"p": 0.0321}, "p = 0.032 after Holm"),
+        ({"state": "reversed"}, "the other way"),
+        ({"state": "undecided"}, "undecided"),
+        ({"state": "", "text": ""}, "size < 1 measured; p < 0.001 after Holm; not measured"),
+        ({"after_the_fact": True}, "stated after the fact"),
+        ({"kind": "published", "source": "Miyato 2018, table 2"}, "Miyato 2018, table 2"),
+        (
+            {"changed": [{"date": "2026-11-27", "before": "< 2", "reason": "it was too wide"}]},
+            "until 2026-11-27: < 2, changed because it was too wide",
+        ),
+        (
+            {"stated": [{"study": "toy", "measured": "2026-11-23", "order": "before"}]},
+            "stated before the table of toy was measured on 2026-11-23",
+        ),
+    ],
+)
+def test_a_criterion_says_how_it_came_about(finding, words):
+    assert words in parsed(claim_html.card(entry(finding))).get_text()
+
+
+def test_a_row_has_what_the_menus_ask_for():
+    row = parsed(claim_html.row(entry())).details
+    facts = {name: row[f"data-{name}"] for name in ("verdict", "kind", "chapter")}
+    assert facts == {"verdict": "holds", "kind": "measured", "chapter": "01_tiny"}
+    assert row["id"] == "T1"
+    assert "(3)" in row.summary.get_text()
+    assert row.a["href"] == "01_tiny.html#claim-T1"
+
+
+def test_a_row_shows_seeds_and_the_planted_world():
+    seeds = {"held": 18, "of": 20, "low": 0.7, "high": 0.97, "others": {"undecided": 2}}
+    flip = {"world": "Labels are swapped.", "verdict": "undecided", "date": "2026-11-27"}
+    text = parsed(claim_html.row(entry(seeds=seeds, flip=flip))).get_text()
+    assert "the verdict came out for 18 of 20, 70% to 97%; otherwise undecided (2)." in text
+    assert "Labels are swapped. The same criteria then say: undecided (2026-11-27)." in text
+
+
+def test_what_is_not_tested_says_why():
+    row = parsed(claim_html.row(entry(verdict="not tested", page="", criteria=[])))
+    assert "The reason." in row.get_text()
+    assert row.a is None
+    assert row.details["data-kind"] == "none"
+
+
+@pytest.mark.parametrize("says", ["x < y & z", "</script><b>"])
+def test_words_are_no_markup(says):
+    card = parsed(claim_html.card(entry(says=says)))
+    assert says in card.get_text()
+    assert json.loads(card.script.string)["claimReviewed"] == says
+    assert card.b is None
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_review_rates_what_can_be_rated(verdict):
+    review = json.loads(parsed(claim_html.review(entry(verdict=verdict))).script.string)
+    assert review["@type"] == "ClaimReview"
+    assert review["reviewRating"]["alternateName"] == verdict
+    rated = verdict not in ("answered", "not tested")
+    assert ("ratingValue" in review["reviewRating"]) == rated
+
+
+def test_the_sentence_about_evidence_counts():
+    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 2})
+    assert sentence.startswith("The verdicts rest on 3 criteria: 1 proved and 2 measured.")
+
+
+# --- on the built site
+
+
+def page(name: str) -> BeautifulSoup:
+    path = SITE / BOOK.name / f"{name}.html"
+    if not path.exists():
+        pytest.fail("there is no site: run `make book` first")
+    return parsed(path.read_text(encoding="utf-8"))
+
+
+def built() -> results.Results:
+    return results.load(BUILD / "claims.json")
+
+
+def test_the_ledger_has_a_row_a_claim_in_the_articles_order():
+    rows = page("ledger").select("details.claim-row")
+    assert [row["id"] for row in rows] == [entry.id for entry in built().claims]
+
+
+def test_every_checked_claim_has_a_card_with_its_review():
+    for entry in built().claims:
+        if entry.page:
+            card = page(entry.chapter).find(id=f"claim-{entry.id}")
+            assert json.loads(card.script.string)["claimReviewed"] == entry.says
+
+
+def test_the_data_and_its_schema_lie_beside_the_pages():
+    links = [a["href"] for a in page("ledger").select("a[href*='_static/claims']")]
+    assert links == ["../_static/claims.json", "../_static/claims.schema.json"]
+    assert results.load(SITE / "_static" / "claims.json") == built()
+    schema = json.loads((SITE / "_static" / "claims.schema.json").read_text(encoding="utf-8"))
+    assert schema == results.schema()
+
+
+@pytest.fixture
+def ledger(browser):
+    """Open the ledger as a file, at an address that may go on."""
+    opened = browser.new_page()
+
+    def at(more: str = ""):
+        opened.goto((SITE / BOOK.name / "ledger.html").as_uri() + more)
+        return opened
+
+    yield at
+    opened.close()
+
+
+def test_menus_filter_the_ledger(ledger):
+    opened = ledger()
+    everything = len(built().claims)
+    assert opened.locator(".claim-row:visible").count() == everything
+    opened.get_by_label("Verdict").select_option("holds")
+    shown = opened.locator(".claim-row:visible").count()
+    assert shown == built().count()["holds"]
+    assert opened.locator(".claim-filters output").inner_text() == f"{shown} of {everything} claims"
+    opened.get_by_label("Kind").select_option("computed")
+    assert 0 < opened.locator(".claim-row:visible").count() < shown
+
+
+def test_a_link_opens_its_row_and_a_query_chooses(ledger):
+    opened = ledger("?verdict=holds#PI2")
+    assert opened.locator("#PI2").get_attribute("open") is not None
+    assert opened.locator(".claim-row:visible").count() >= built().count()["holds"]
+
+
+def test_without_a_script_the_ledger_is_one_list(browser):
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto((SITE / BOOK.name / "ledger.html").as_uri())
+    assert opened.locator(".claim-row:visible").count() == len(built().claims)
+    assert not opened.locator(".claim-filters").is_visible()
+    context.close()
