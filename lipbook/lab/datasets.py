@@ -27,6 +27,7 @@ from lipbook._checks import check_count
 Arrays = dict[str, NDArray[np.generic]]
 
 _CLONE = Path(__file__).parents[2]
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 #: What is drawn at random and kept as a label: the names that python-avatars gives to each kind.
 #: Hair that looks like other hair at 64×64 is left out, and what brings its own colour.
@@ -151,6 +152,59 @@ def mnist() -> Pictures:
     """
     kept = stored("mnist", 5000, _shipped_digits)
     return Pictures(torch.from_numpy(kept["pixels"]), torch.from_numpy(kept["labels"]))
+
+
+def fashion(folder: str | Path | None = None) -> Pictures | None:
+    """Fashion-MNIST's 60,000 training images, 28×28, if they are on this machine. Zalando; MIT.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, with or without
+        ``.gz``, or torchvision's ``root`` above ``FashionMNIST/raw``; ``~`` is the home directory.
+        By default Debian's, of its package dataset-fashion-mnist.
+
+    Returns
+    -------
+    Pictures or None
+        uint8 pixels (n, 1, 28, 28) and int64 labels (n,); None if there is no such file.
+
+    Raises
+    ------
+    ValueError
+        If a file is not what its name says.
+
+    Examples
+    --------
+    >>> fashion("no/such/folder") is None
+    True
+    """
+    root = _DEBIAN if folder is None else Path(folder).expanduser()
+    for place in (root, root / "FashionMNIST" / "raw"):
+        for ending in ("", ".gz"):
+            images = place / f"train-images-idx3-ubyte{ending}"
+            labels = place / f"train-labels-idx1-ubyte{ending}"
+            if images.exists() and labels.exists():
+                pixels, classes = _idx(images, 3), _idx(labels, 1)
+                if len(pixels) != len(classes):
+                    raise ValueError(
+                        f"'{images}' has {len(pixels)} images, and '{labels}' {len(classes)} labels"
+                    )
+                return Pictures(pixels[:, None], classes.long())
+    return None
+
+
+def _idx(path: Path, axes: int) -> Tensor:
+    """Read a file of bytes in the IDX format: two zeros, 8, the number of axes, their lengths."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    begin = 4 + 4 * axes
+    whole = data[:4] == bytes([0, 0, 8, axes]) and len(data) >= begin
+    shape = np.frombuffer(data[4:begin], ">i4").tolist() if whole else []
+    if not whole or len(data) - begin != np.prod(shape):
+        raise ValueError(f"'{path}' must be an IDX file of bytes with {axes} axes, and is not")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=begin).reshape(shape).copy())
 
 
 def stored(name: str, n: int, make: Callable[[], Arrays]) -> Arrays:

@@ -1,11 +1,13 @@
 """Pictures without a download: drawn once, kept, and what their labels say."""
 
+import gzip
+
 import numpy as np
 import pytest
 import torch
 
 from lipbook.lab import datasets
-from lipbook.lab.datasets import ATTRIBUTES, faces, mnist, scaled, stored
+from lipbook.lab.datasets import ATTRIBUTES, faces, fashion, mnist, scaled, stored
 
 
 @pytest.fixture
@@ -74,3 +76,32 @@ def test_bytes_become_the_range_of_tanh():
 def test_counts_are_checked(wrong):
     with pytest.raises(ValueError, match="must be at least"):
         faces(**{"n": 1, "seed": 0, "size": 8, **wrong})
+
+
+def idx(values):
+    values = np.asarray(values, np.uint8)
+    lengths = np.array(values.shape, ">i4").tobytes()
+    return bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes()
+
+
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_fashion_is_read_as_torchvision_and_debian_lay_it_out(tmp_path, place, ending):
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels, labels = np.arange(2 * 28 * 28).reshape(2, 28, 28) % 256, [7, 3]
+    for name, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+        data = idx(values)
+        path = folder / f"train-{name}-ubyte{ending}"
+        path.write_bytes(gzip.compress(data) if ending else data)
+    found = fashion(tmp_path)
+    assert found.pixels.dtype == torch.uint8
+    assert torch.equal(found.pixels[:, 0], torch.as_tensor(pixels, dtype=torch.uint8))
+    assert found.labels.tolist() == labels
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx([1, 2]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx([1, 2]))
+    with pytest.raises(ValueError, match="must be an IDX file of bytes with 3 axes"):
+        fashion(tmp_path)
