@@ -67,6 +67,8 @@ from lipbook.wgan import (
     wasserstein_estimate,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Constraint",
     "FrobeniusClipping",

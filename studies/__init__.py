@@ -175,12 +175,11 @@ def _stored(name: str, ending: str) -> Path:
 
 
 def folder() -> Path:
-    """Return where the tables are: the clone's ``book/studies``, or the wheel's copy of it.
+    """Return where the tables are: in the clone, beside the pages.
 
     Examples
     --------
     >>> folder().parent.name
     'book'
     """
-    book = _ROOT / "book"
-    return book / "studies" if book.exists() else Path(__file__).parent / "tables"
+    return _ROOT / "book" / "studies"

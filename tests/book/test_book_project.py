@@ -25,6 +25,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import lipbook
 from workflow.project import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -118,7 +119,7 @@ def test_the_citation_is_valid_and_of_this_version():
     path = ROOT / "CITATION.cff"
     assert validates("citation-file-format", path)
     citation = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["version"] == lipbook.__version__
     assert " AND ".join(citation["license"]) == "MIT AND CC-BY-4.0"
     assert citation["references"][0]["url"] == "https://kexue.fm/archives/6051"
 
@@ -298,13 +299,12 @@ def test_an_import_against_the_stream_is_refused(tmp_path, module, line):
     assert module.replace("/", ".") in done.stdout
 
 
-def test_a_wheel_takes_the_catalogue_and_the_tables_along():
-    included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {
-        "book/claims.yml": "lipbook/claims.yml",
-        "book/studies": "studies/tables",
-    }
-    assert all((ROOT / path).exists() for path in included)
+def test_a_wheel_is_the_package_and_the_catalogue():
+    """Studies, tables and pages belong to a clone."""
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["lipbook"]
+    assert wheel["force-include"] == {"book/claims.yml": "lipbook/claims.yml"}
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "lipbook/__init__.py"
 
 
 # --- how long a function is
