@@ -153,7 +153,7 @@ def test_the_yardstick_ranks_what_is_known_to_be_worse(kind, ladder):
     rungs = table[(table["kind"] == kind) & (table["ladder"] == ladder)].sort_values("level")
     assert (rungs["distance"].diff().dropna() > 0).all()
     fallen = "coverage" if ladder == "fewer kinds" else "confident"
-    assert rungs[fallen].iloc[-1] < 0.8 * rungs[fallen].iloc[0]
+    assert rungs[fallen].iloc[-1] < 0.9 * rungs[fallen].iloc[0]
 
 
 def test_a_yardstick_calls_images_that_are_not_finite_infinitely_far():
