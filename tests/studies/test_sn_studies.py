@@ -333,11 +333,13 @@ def test_every_method_trains(brief, task, method):
 
 
 def test_the_cell_decides_the_result(brief):
-    first = measured("ring", "SN")
+    cell = {"strength": 1.0, "critic_lr": 1e-3, "generator_lr": 1e-2, "seed": 0}
+    first = study.measure("ring", "orthonormal", **cell)
     torch.manual_seed(123)
-    assert measured("ring", "SN") == first
-    assert measured("ring", "SN", seed=1) != first
-    assert measured("ring", "SN", strength=3.0) != first
+    assert study.measure("ring", "orthonormal", **cell) == first
+    changes = {"strength": 3.0, "critic_lr": 3e-3, "generator_lr": 1e-3, "seed": 1}
+    for name, value in changes.items():
+        assert study.measure("ring", "orthonormal", **{**cell, name: value}) != first, name
 
 
 def test_subnormal_numbers_are_zero_while_it_trains_only(brief, monkeypatch):
@@ -364,15 +366,6 @@ def test_digits_are_compared_with_validation_while_tuning_and_with_test_after(br
     for seed, part in ((100, parts.validation), (101, parts.validation), (0, parts.test)):
         measured("digits", "none", seed=seed)
         assert torch.equal(compared[-1], part.inputs[:100])
-
-
-def test_the_settings_reach_the_trainer(brief, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(study, "train_wgan", lambda *_, **options: seen.update(options))
-    measured("digits", "orthonormal", seed=5, strength=2.0)
-    assert (seen["critic_lr"], seen["generator_lr"], seen["steps"]) == (1e-3, 1e-2, 2)
-    assert (seen["latent_dim"], seen["constraint"]) == (16, OrthonormalPenalty(2.0))
-    assert seen["generator"].initial_seed() == 5
 
 
 # --- the article's example on patches ---
@@ -563,36 +556,25 @@ def test_sorting_alone_leaves_the_norm_of_the_kernel(monkeypatch):
         assert norm(layer.weight.flatten(1)) == pytest.approx(3, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("method", "built"),
-    [
-        ("SN", ("SN", "none")),
-        ("SN, BatchNorm", ("SN", "BatchNorm")),
-        ("one-sided", ("one-sided", "none")),
-        ("two-sided", ("two-sided", "none")),
-        ("SN, operator", ("SN, operator", "none")),
-    ],
-)
-def test_settings_reach_the_networks_of_the_patches(method, built, monkeypatch):
-    def watched(*names, **options):
-        seen.append((names, options))
-        return [{"step": 1, "distance": 2.0, "pixels": 0.1}]
+def test_the_cell_decides_a_run_on_photographs(monkeypatch):
+    monkeypatch.setattr(sn_images, "N_SAMPLES", 60)
+    monkeypatch.setattr(sn_photographs, "SNAPSHOTS", (1, 2))
+    monkeypatch.setattr(sn_images, "train", partial(sn_images.train, steps=2, batch_size=4))
 
-    seen = []
-    monkeypatch.setattr(sn_images, "watched", watched)
-    (found,) = sn_photographs.measure("patches", method, 3.0, 1e-3, 1e-3, 7)
-    options = {"lr": 1e-3, "seed": 7, "strength": 3.0, "snapshots": sn_photographs.SNAPSHOTS}
-    assert seen == [(built, options)]
-    assert found["log distance"] == pytest.approx(math.log(2))
+    def last(method: str, strength: float, lr: float, seed: int) -> float:
+        rows = sn_photographs.measure("patches", method, strength, lr, lr, seed)
+        assert [row["step"] for row in rows] == [1, 2]
+        assert rows[-1]["log distance"] == pytest.approx(math.log(rows[-1]["distance"]))
+        return rows[-1]["distance"]
 
-
-def test_what_is_watched_on_patches_is_trained_with_the_settings(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sn_images, "train", lambda *names, **options: seen.append((names, options)))
-    sn_images.watched("SN", "none", lr=1e-3, seed=7, strength=3.0, snapshots=(1,))
-    ((names, options),) = seen
-    assert names == ("SN", "none", sn_images.patches)
-    assert (options["lr"], options["seed"], options["strength"]) == (1e-3, 7, 3.0)
+    cells = [
+        *(("SN", 3.0, 1e-3, 7), ("SN", 1.0, 1e-3, 7), ("SN", 3.0, 3e-3, 7), ("SN", 3.0, 1e-3, 8)),
+        *((method, 3.0, 1e-3, 7) for method in ("SN, BatchNorm", "one-sided", "SN, operator")),
+    ]
+    found = [last(*cell) for cell in cells]
+    assert len(set(found)) == len(found)
+    torch.manual_seed(123)
+    assert last(*cells[0]) == found[0]
 
 
 def test_both_networks_have_one_step_size_on_patches():
