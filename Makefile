@@ -13,7 +13,7 @@ BENCH := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 # environment calls the same is not meant.
 quote = '$(subst ','\'',$1)'
 given = $(filter command line,$(origin $1))
-OURS := PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
+OURS := ID SEEDS CHAPTERS PROFILE PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
 NAMES := $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$v),$v))
 PARAMETERS := $(foreach v,$(sort $(NAMES)),$(call quote,$v=$(value $v)))
 option = $(if $(call given,$1),$2 $(call quote,$(value $1)))
@@ -21,7 +21,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test refresh study serve bench gpu-kit gpu gpu-record lock clean
+.PHONY: help book test claim flips seeds refresh study serve bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,16 @@ test: $(READY) ## build the book at another seed and run every check
 	$(VENV)/bin/lint-imports
 	@$(RUN) -m workflow check --cores $(call quote,$(CORES))
 	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov
+
+claim: $(READY) ## run just the cells that a claim's check needs (ID=PI2, SEED=3)
+	$(if $(call given,ID),,$(error name the claim: make claim ID=PI2))
+	@$(RUN) -m workflow claim -- $(call quote,$(value ID)) $(PARAMETERS)
+
+flips: $(READY) ## plant a world for every claim in which the truth is otherwise (ID=PI2 for one)
+	@$(RUN) -m workflow flips -- $(call option,ID)
+
+seeds: $(READY) ## run chapters at seeds that nobody used yet (SEEDS=20 CHAPTERS="name name" PROFILE=name)
+	@$(RUN) -m workflow seeds --cores $(call quote,$(CORES)) $(call option,SEEDS,--seeds) $(call option,PROFILE,--profile) -- $(if $(call given,CHAPTERS),$(CHAPTERS))
 
 refresh: $(READY) ## format and re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(call quote,$(CORES)) -- $(call option,CHAPTER)

@@ -61,6 +61,22 @@ rule refresh:
         "workflow/step.py"
 
 
+# A chapter at a seed that nobody used in development: `make seeds`. Its verdicts are what is kept.
+rule seed:
+    input:
+        notebook=lambda w: os.path.relpath(source(w.chapter)),
+        modules=lambda w: HERE(modules_used(w.chapter)),
+        lock="requirements.lock",
+    params:
+        criteria=lambda w: [entry.get("criteria", []) for entry in claims_of(w.chapter)],
+    output:
+        "build/seeds/{chapter}/{seed}.json",
+    log:
+        "build/logs/seed-{chapter}-{seed}.log",
+    script:
+        "workflow/step.py"
+
+
 # What the chapters found, as data, made once: every page that shows a claim reads it.
 rule claims:
     input:

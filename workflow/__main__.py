@@ -14,6 +14,7 @@ from pathlib import Path
 
 from workflow import environment
 from workflow.project import (
+    BOOK,
     BUILD,
     CHECKED,
     ROOT,
@@ -57,6 +58,22 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="build the book at another seed, for the tests")
     check.add_argument("--cores", default=_CORES)
     check.set_defaults(command=_check)
+
+    claim = commands.add_parser("claim", help="run just what a claim's check needs")
+    claim.add_argument("claim")
+    claim.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+    claim.set_defaults(command=_claim)
+
+    seeds = commands.add_parser("seeds", help="run chapters at seeds that nobody used yet")
+    seeds.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
+    seeds.add_argument("--seeds", default="20")
+    seeds.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
+    seeds.add_argument("--cores", default=_CORES)
+    seeds.set_defaults(command=_seeds)
+
+    flips = commands.add_parser("flips", help="plant a world for every claim, and see it turn")
+    flips.add_argument("claims", nargs="*", metavar="ID", help="all of them by default")
+    flips.set_defaults(command=_flips)
 
     refresh = commands.add_parser("refresh", help="format and re-execute the stored notebooks")
     refresh.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
@@ -109,7 +126,21 @@ def _book(options: argparse.Namespace) -> None:
     cores = _number("CORES", options.cores)
     given = parameters.parse(options.parameters)
     graph.run(["site"], {"parameters": given}, cores=cores)
+    print(_own_run(), end="")
     print(f"The book is at {(SITE / 'index.html').as_uri()}")
+
+
+def _own_run() -> str:
+    """Return what came out otherwise than in the stored notebooks, if this is another run."""
+    from lipbook.notebook import results
+
+    found = results.load(BUILD / "claims.json")
+    pairs = [(e.id, e.stored, e.verdict) for e in found.claims if e.stored]
+    changed = [f"    {name}: {old} → {new}\n" for name, old, new in pairs if old != new]
+    if not found.own_run:
+        return ""
+    page = (SITE / BOOK.name / "own_run.html").as_uri()
+    return f"{len(changed)} verdicts differ from the stored ones; see {page}\n{''.join(changed)}"
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -121,6 +152,35 @@ def _check(options: argparse.Namespace) -> None:
     given = parameters.parse([f"seed={seed}"])
     config = {"parameters": given, "folder": str(CHECKED.relative_to(ROOT))}
     graph.run(["site"], config, cores=cores, work="check")
+
+
+def _claim(options: argparse.Namespace) -> None:
+    from workflow import claim, parameters
+
+    print(claim.report(claim.run(options.claim, parameters.parse(options.parameters))))
+
+
+def _seeds(options: argparse.Namespace) -> None:
+    from workflow import graph, seeds
+
+    cores, count = _number("CORES", options.cores), _number("SEEDS", options.seeds)
+    chosen = options.chapters or chapters()
+    if unknown := set(chosen) - set(chapters()):
+        raise WorkflowError(f"no chapter {sorted(unknown)[0]!r}; there are {', '.join(chapters())}")
+    targets = [f"build/seeds/{name}/{seed}.json" for name in chosen for seed in seeds.seeds(count)]
+    try:
+        graph.run(targets, {}, cores=cores, work="seeds", profile=options.profile)
+    finally:  # what is done is kept
+        lines = seeds.report(seeds.gather(), chosen)
+    print("\n".join([*lines, f"{len(targets)} runs are in {seeds.RECORD.relative_to(ROOT)}"]))
+
+
+def _flips(options: argparse.Namespace) -> None:
+    from workflow import flips
+
+    stayed = list(flips.run(options.claims))
+    if stayed:
+        raise WorkflowError("no other verdict in the planted world of " + ", ".join(stayed))
 
 
 def _refresh(options: argparse.Namespace) -> None:

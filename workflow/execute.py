@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+from lipbook.notebook.claims import CONTRADICTIONS
 from workflow.notebooks import normalize, write
 from workflow.parameters import literal
 from workflow.project import BUILD, WorkflowError
@@ -34,7 +37,7 @@ def execute(notebook: Path, output: Path, log: Path, parameters: dict[str, Any])
     scratch = BUILD / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     partial = log.with_suffix(".running.ipynb")
-    with log.open("w", encoding="utf-8") as stream, _logged(stream):
+    with log.open("w", encoding="utf-8") as stream, _logged(stream), _judged(parameters):
         try:
             papermill.execute_notebook(
                 literal(notebook),
@@ -64,6 +67,20 @@ def execute(notebook: Path, output: Path, log: Path, parameters: dict[str, Any])
             cell.id = f"injected-parameters-{number}"
     write(normalize(done), output)
     partial.unlink()
+
+
+@contextlib.contextmanager
+def _judged(parameters: dict[str, Any]) -> Iterator[None]:
+    """Let a run of its own record another verdict than the catalogue's, which would stop it."""
+    before = os.environ.get(CONTRADICTIONS)
+    if parameters:
+        os.environ[CONTRADICTIONS] = "record"
+    try:
+        yield
+    finally:
+        os.environ.pop(CONTRADICTIONS, None)
+        if before is not None:
+            os.environ[CONTRADICTIONS] = before
 
 
 @contextlib.contextmanager

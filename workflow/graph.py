@@ -28,7 +28,14 @@ _STOPPED = "lipbook: stopped; the same command goes on from here"
 _CLOCKS = 60
 
 
-def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str = "build") -> None:
+def run(
+    targets: Sequence[str],
+    config: dict[str, Any],
+    *,
+    cores: int,
+    work: str = "build",
+    profile: str = "none",
+) -> None:
     """Bring `targets` of the Snakefile up to date, with what it reads from its `config`.
 
     Runs of different `work` share no file and may go on side by side: a build beside a study.
@@ -54,7 +61,7 @@ def run(targets: Sequence[str], config: dict[str, Any], *, cores: int, work: str
         running.write_text(str(os.getpid()))
         # We hold the lock, so nobody else does this work: what Snakemake finds locked is stale.
         shutil.rmtree(ROOT / ".snakemake" / "locks", ignore_errors=True)
-        _snakemake(targets, config, cores, work)
+        _snakemake(targets, config, cores, work, profile)
         running.unlink()
 
 
@@ -69,7 +76,9 @@ def _refuse_the_future() -> None:
             )
 
 
-def _snakemake(targets: Sequence[str], config: dict[str, Any], cores: int, work: str) -> None:
+def _snakemake(
+    targets: Sequence[str], config: dict[str, Any], cores: int, work: str, profile: str
+) -> None:
     failures, log = BUILD / f"{work}-failures.txt", BUILD / "logs" / f"{work}.log"
     failures.unlink(missing_ok=True)
     os.environ[FAILURES] = str(failures)
@@ -78,7 +87,7 @@ def _snakemake(targets: Sequence[str], config: dict[str, Any], cores: int, work:
     settings.write_text(json.dumps(config), encoding="utf-8")
     arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
     # A touched chapter runs again even if its text is the same: as with make, time decides.
-    arguments += ["--max-checksum-file-size", "0", "--nocolor", "--workflow-profile", "none"]
+    arguments += ["--max-checksum-file-size", "0", "--nocolor", "--workflow-profile", profile]
     arguments += ["--configfile", str(settings.relative_to(ROOT)), "--", *targets]
     with _talking_to(log) as person, _stopping(person):
         from snakemake import cli  # seconds of imports that `--help` need not wait for

@@ -25,6 +25,12 @@ def _refresh(job: Any) -> None:
     refresh(Path(job.input.notebook), Path(job.output[0]), Path(job.log[0]))
 
 
+def _seed(job: Any) -> None:
+    from workflow.seeds import run
+
+    run(Path(job.input.notebook), int(job.wildcards.seed), Path(job.output[0]), Path(job.log[0]))
+
+
 def _claims(job: Any) -> None:
     from workflow.claims import collect
 
@@ -32,10 +38,13 @@ def _claims(job: Any) -> None:
 
 
 def _stage(job: Any) -> None:
+    from workflow.claims import write_scripts
     from workflow.stage import stage
 
     executed = [Path(path) for path in job.input.executed]
-    stage(executed, Path(job.input.claims), Path(job.output[0]), job.params.repository)
+    target = Path(job.output[0])
+    stage(executed, Path(job.input.claims), target, job.params.repository)
+    write_scripts(executed, target / "book" / "_static" / "claims")
 
 
 def _html(job: Any) -> None:
@@ -60,6 +69,7 @@ def _study_table(job: Any) -> None:
 _STEPS: dict[str, Callable[[Any], None]] = {
     "execute": _execute,
     "refresh": _refresh,
+    "seed": _seed,
     "claims": _claims,
     "stage": _stage,
     "html": _html,

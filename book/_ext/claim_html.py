@@ -42,7 +42,8 @@ def card(entry: Entry) -> str:
         f' <strong class="claim-verdict">{entry.verdict}</strong></p>'
         f'<p class="claim-finding">{text(entry.finding)}</p>'
         f"<details><summary>Numbers of {entry.id}</summary>{details(entry)}"
-        f'<p><a href="ledger.html#{entry.id}">{entry.id} in the ledger</a></p></details>'
+        f'<p><a href="ledger.html#{entry.id}">{entry.id} in the ledger</a> ·'
+        f' <a href="../_static/claims/{entry.id}.py">the check as a script</a></p></details>'
         f"{review(entry)}</section>"
     )
 

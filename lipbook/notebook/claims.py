@@ -28,6 +28,10 @@ RECORD_KEY = "lipbook"  # where a record sits in the metadata of its output
 CONTRADICTIONS = "LIPBOOK_CONTRADICTIONS"
 
 
+#: The records of the checks of this process, in their order.
+made: list[dict[str, Any]] = []
+
+
 class ClaimContradicted(AssertionError):  # noqa: N818  (it is what happened, not an error)
     """The criteria speak for another verdict than the one in the catalogue."""
 
@@ -35,9 +39,9 @@ class ClaimContradicted(AssertionError):  # noqa: N818  (it is what happened, no
 def check(claim_id: str, /, **values: Any) -> None:
     """Hold a claim against what was measured; print its line, or fail.
 
-    Shows one line that is the same on every machine, and puts the numbers into the metadata of
-    that output, where the ledger finds them. Each quantity is also glued for use in the prose, as
-    ``ID-name-of-the-criterion``.
+    In a notebook, shows one line that is the same on every machine, and puts the numbers into the
+    metadata of that output, where the ledger finds them; in a script, prints both. Each quantity is
+    also glued for use in the prose, as ``ID-name-of-the-criterion``.
 
     Parameters
     ----------
@@ -62,6 +66,9 @@ def check(claim_id: str, /, **values: Any) -> None:
     --------
     >>> check("PI1", eigenvalue=1e-12, eigenvector=0.0, random_stretch=0.97)
     PI1 · holds · The squared spectral norm of W is the largest eigenvalue of WᵀW.
+        root of the eigenvalue, off by: 1e-12 ≤ 1e-10
+        stretch of its vector, off by: 0 ≤ 1e-10
+        random stretch over norm: 0.97 ≤ 1
     >>> check("PI1", eigenvalue=0.1, eigenvector=0.0, random_stretch=0.97)
     Traceback (most recent call last):
     lipbook.notebook.claims.ClaimContradicted: PI1: ...
@@ -73,7 +80,9 @@ def check(claim_id: str, /, **values: Any) -> None:
         raise ClaimContradicted(_contradiction(claim, word, because))
     for outcome in outcomes:
         _glue(f"{claim.id}-{outcome.criterion.id.replace('_', '-')}", outcome.formatted)
-    _show(verdict_line(claim, word), _record(claim, word, outcomes))
+    record = _record(claim, word, outcomes)
+    made.append(record)
+    _show(verdict_line(claim, word), record)
 
 
 def verdict_line(claim: Claim, word: str) -> str:
@@ -132,7 +141,7 @@ def _json(value: float) -> float | str:
 
 def _show(line: str, record: dict[str, Any]) -> None:
     if get_ipython() is None:  # a script or a doctest
-        print(line)
+        print(line, *(item["text"] for item in record["criteria"]), sep="\n    ")
     else:
         publish_display_data({"text/plain": line}, metadata={RECORD_KEY: record})
 

@@ -1,0 +1,82 @@
+"""Run one claim's check by itself: the slice of its chapter, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lipbook.notebook.claims import CONTRADICTIONS
+from workflow import slices
+from workflow.project import BUILD, ROOT, WorkflowError
+
+#: Runs a script and keeps the records of its checks.
+_HARNESS = """
+import json, runpy, sys
+from lipbook.notebook import claims
+runpy.run_path(sys.argv[1])
+json.dump(claims.made, open(sys.argv[2], "w", encoding="utf-8"))
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a slice: the record of its check, and the time that it took."""
+
+    slice: slices.Slice
+    record: dict[str, Any]
+    seconds: float
+
+
+def run(
+    claim: str, parameters: dict[str, object] | None = None, plant: slices.Plant | None = None
+) -> Ran:
+    """Run the cells that a claim's check needs, and return what it found.
+
+    Raises
+    ------
+    WorkflowError
+        If a cell fails; the last line of its traceback is in the message.
+    """
+    part = slices.of_claim(claim, slices.chapter_of(claim))
+    script = BUILD / "claims" / f"{claim}.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(part.script(parameters, plant), encoding="utf-8")
+    return run_script(part, script)
+
+
+def run_script(part: slices.Slice, script: Path) -> Ran:
+    """Run a slice's script in a process of its own."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "records.json"
+        done = subprocess.run(
+            [sys.executable, "-c", _HARNESS, str(script), str(found)],
+            cwd=folder,
+            env=os.environ
+            | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT), CONTRADICTIONS: "record"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise WorkflowError(f"{part.claim} broke off: {last}\n    script: {script}")
+        records = json.loads(found.read_text(encoding="utf-8"))
+    record = next(record for record in records if record["id"] == part.claim)
+    return Ran(part, record, time.perf_counter() - begin)
+
+
+def report(ran: Ran) -> str:
+    """Return the evidence as text, with the time."""
+    record, part = ran.record, ran.slice
+    lines = [f"{record['id']} · {record['verdict']}"]
+    lines += [f"    {item['text']}: {item['state']}" for item in record["criteria"]]
+    cells = f"{len(part.cells)} of {part.of} code cells of {part.chapter}"
+    return "\n".join([*lines, f"{ran.seconds:.1f} s, {cells}"])

@@ -1,0 +1,76 @@
+"""How often each verdict comes out: whole chapters at seeds that nobody used in development."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lipbook.notebook.catalogue import catalogue, catalogue_path
+from lipbook.notebook.claims import records
+from workflow.execute import execute
+from workflow.project import BOOK, BUILD, WorkflowError, plain, read_notebook, written
+
+FIRST = 1000  #: and upwards: more seeds are these and further ones
+RUNS = BUILD / "seeds"
+RECORD = BOOK / "records" / "seeds.json"
+
+
+def seeds(count: int) -> range:
+    """Return the first `count` of the seeds."""
+    return range(FIRST, FIRST + count)
+
+
+def run(notebook: Path, seed: int, output: Path, log: Path) -> None:
+    """Execute a chapter at a seed, and keep its verdicts, or what broke it off.
+
+    A chapter that breaks off is a finding; the other runs go on.
+    """
+    executed = output.with_suffix(".ipynb")
+    try:
+        execute(notebook, executed, log, {"seed": seed})
+        verdicts = {r["id"]: r["verdict"] for r in records(read_notebook(executed))}
+        found: dict[str, Any] = {"verdicts": verdicts}
+    except WorkflowError as error:
+        found = {"failed": plain(error)}
+    executed.unlink(missing_ok=True)
+    _write(output, found)
+
+
+def gather() -> dict[str, Any]:
+    """Join all runs that there are to those of the record, and write it anew."""
+    found: dict[str, Any] = {"chapters": {}}
+    if RECORD.exists():
+        found = json.loads(RECORD.read_text(encoding="utf-8"))
+    for path in sorted(RUNS.glob("*/*.json")):
+        runs = found["chapters"].setdefault(path.parent.name, {})
+        runs[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    found["measured"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    RECORD.parent.mkdir(exist_ok=True)
+    _write(RECORD, found)
+    return found
+
+
+def report(found: dict[str, Any], chapters: Sequence[str]) -> list[str]:
+    """Return a line for every run of these chapters that broke off, and every other verdict."""
+    known = catalogue(catalogue_path())
+    lines = []
+    for chapter in chapters:
+        for seed, run in found["chapters"].get(chapter, {}).items():
+            where = f"{chapter}, seed {seed}"
+            if "failed" in run:
+                lines.append(f"{where}: {run['failed']}")
+            lines += [
+                f"{where}: {claim} {word}, not {known[claim].verdict}"
+                for claim, word in run.get("verdicts", {}).items()
+                if claim in known and word != known[claim].verdict
+            ]
+    return lines
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    with written(path) as partial:
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        partial.write_text(f"{text}\n", encoding="utf-8")
