@@ -1,8 +1,12 @@
 """Lipschitz constraints in deep learning, as small tested functions.
 
 The chapters import from the modules, so that a page names where its code is; this file re-exports
-the public names. One is left out: ``lipbook.power_iteration`` is the module, and the function of
-that name is ``lipbook.power_iteration.power_iteration``.
+the public names.
+
+One name is that of a module and of its function: ``from lipbook import power_iteration`` is the
+function, as a reader expects, and ``from lipbook.power_iteration import ...`` finds the module. The
+price is that the module as an object hides behind the function, from ``import
+lipbook.power_iteration as name`` too; ``importlib.import_module`` returns it.
 """
 
 from lipbook.certificate import lipschitz_certificate
@@ -38,6 +42,7 @@ from lipbook.normalization import (
 from lipbook.power_iteration import (
     article_keras_spectral_norm,
     golub_kahan_lanczos,
+    power_iteration,
     spectral_norm,
     spectral_norm_bounds,
 )
@@ -112,6 +117,7 @@ __all__ = [
     "lower_bound_from_pairs",
     "maximize_jacobian_norm",
     "penalized_weights",
+    "power_iteration",
     "project_spectral_",
     "r1_penalty",
     "remove_spectral_normalization",

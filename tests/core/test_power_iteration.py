@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,6 +148,24 @@ def test_keras_listing_on_a_vector_is_its_length():
     assert article_keras_spectral_norm(gamma).item() == pytest.approx(5)
 
 
+def test_the_package_exports_the_function():
+    import lipbook.power_iteration
+    from lipbook.power_iteration import PowerIteration
+
+    assert lipbook.power_iteration is power_iteration
+    assert isinstance(lipbook.power_iteration(torch.eye(2)), PowerIteration)
+    assert importlib.import_module("lipbook.power_iteration").spectral_norm is spectral_norm
+
+
+def test_numpy_numbers_are_numbers():
+    matrix = gaussian(4, 3)
+    start = gaussian(4, seed=1)
+    by_numpy = power_iteration(matrix, np.int64(3), init=start)
+    assert by_numpy.sigma == power_iteration(matrix, 3, init=start).sigma
+    assert spectral_norm_bounds(matrix, n_squarings=np.int32(2)).upper > 0
+    assert spectral_norm(matrix, rtol=np.float32(1e-6)) > 0
+
+
 # --- the exact norm ----------------------------------------------------------------------------
 
 
@@ -191,7 +211,13 @@ def test_exact_against_svd(matrix, dtype, method):
 
 
 def test_auto_above_the_limit_of_gram():
-    for matrix in (gaussian(300, 280).float(), gaussian(270, 500)):
+    """By Lanczos, on the matrix or, where a side is long and no gap shows, on its Gram matrix."""
+    shapes = (300, 280), (270, 500), (170, 800), (900, 165), (2, 200, 180)
+    for matrix in [gaussian(*shape, seed=s) for s, shape in enumerate(shapes)]:
+        narrow = matrix.float()
+        torch.testing.assert_close(
+            spectral_norm(narrow).double(), svd_norm(narrow), rtol=1e-6, atol=0
+        )
         torch.testing.assert_close(
             spectral_norm(matrix).double(), svd_norm(matrix), rtol=1e-6, atol=0
         )
@@ -199,8 +225,9 @@ def test_auto_above_the_limit_of_gram():
 
 def test_auto_gives_up_on_slow_lanczos(monkeypatch):
     """A cluster without a gap that needs more than the steps allowed ends with the Gram route."""
-    monkeypatch.setattr("lipbook.power_iteration._GRAM_LIMIT", 10)
-    monkeypatch.setattr("lipbook.power_iteration._LANCZOS_LIMIT", 5)
+    module = importlib.import_module("lipbook.power_iteration")
+    monkeypatch.setattr(module, "_GRAM_LIMIT", 10)
+    monkeypatch.setattr(module, "_LANCZOS_LIMIT", 5)
     matrix = HARD["cluster"]
     torch.testing.assert_close(spectral_norm(matrix), svd_norm(matrix))
 
@@ -250,6 +277,29 @@ def test_batches_and_views(method):
     torch.testing.assert_close(
         spectral_norm(view, method=method), svd_norm(view), rtol=1e-6, atol=0
     )
+
+
+def test_long_vectors_are_summed_without_loss():
+    """A sum of squares in float32, as torch takes it, is off by 1e-5 for a million entries."""
+    column = torch.randn(1_000_000, 1, generator=torch.Generator().manual_seed(0))
+    for method in METHODS[:3]:
+        sigma = spectral_norm(column, method=method)
+        assert sigma.item() == pytest.approx(column.double().norm().item(), rel=2e-7)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (300, 280), (900, 170), (2, 30, 20)])
+def test_any_grad_mode_and_any_thread_count(shape):
+    matrix = gaussian(*shape).float().requires_grad_()
+    value = spectral_norm(matrix)
+    (grad,) = torch.autograd.grad(value.sum(), matrix)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(spectral_norm(matrix), value)
+            assert spectral_norm_bounds(matrix).lower.shape == shape[:-2]
+    with torch.inference_mode():
+        inside = matrix.detach().clone()
+        assert torch.equal(spectral_norm(inside), value)
+    assert grad.shape == shape
 
 
 SCALES = [
