@@ -17,6 +17,7 @@ _KEPT_IN_CELLS = ("tags", "mystnb")
 IGNORED = "nbval-ignore-output"
 _LARGE = 1_500_000  # bytes; git keeps every version
 _LONG, _LONG_MEDIAN = 15, 6  # lines of a code cell
+_MANY_CELLS, _MANY_LINES = 40, 250  # of visible code in a chapter
 
 #: What may hold a decimal number that nobody measured: code blocks and spans, formulas, roles,
 #: links, labels, and the names of versions and papers.
@@ -67,13 +68,41 @@ def form_faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
     for number, (cell, size) in enumerate(zip(code, sizes, strict=True), 1):
         if size > _LONG:
             yield f"code cell {number} ({cell.id}) has {size} lines: its body belongs in lipbook"
-    if sizes and statistics.median(sizes) > _LONG_MEDIAN:
-        yield f"half of its code cells have over {_LONG_MEDIAN} lines"
+    shown = [size for cell, size in zip(code, sizes, strict=True) if not _folded(cell)]
+    if shown and statistics.median(shown) > _LONG_MEDIAN:
+        yield f"half of its visible code cells have over {_LONG_MEDIAN} lines"
     for cell in notebook.cells:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id) or _random(cell.id):
             yield f"cell id {cell.id!r} says nothing: name the cell, as in 'flip-rate'"
         if cell.cell_type == "markdown" and (numbers := typed_numbers(cell.source)):
             yield f"cell {cell.id} types {', '.join(numbers)}: glue what is measured"
+
+
+def story_faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """Say where a page shows more code than a reader follows, or code that shows nothing."""
+    shown = [c for c in notebook.cells if c.cell_type == "code" and not _folded(c)]
+    lines = sum(bool(line.strip()) for cell in shown for line in cell.source.splitlines())
+    if len(shown) > _MANY_CELLS or lines > _MANY_LINES:
+        yield f"shows {len(shown)} code cells with {lines} lines; fold what is not the mathematics"
+    run = 0
+    for cell in notebook.cells:
+        run = run + 1 if cell in shown else run * (cell.cell_type == "code")
+        if run > 2:
+            yield f"cell {cell.id} is the third visible one in a row: say what it is for"
+        if cell in shown and not any(map(_tells, cell.outputs)):
+            yield f"cell {cell.id} shows nothing that a reader would remember"
+
+
+def _tells(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is more than that something came out true."""
+    text = output.get("text") or output.get("data", {}).get("text/plain") or ""
+    if output.output_type == "display_data" and "image/png" in output.data:
+        return True
+    return bool(re.sub(r"\bTrue\b|[\s(),\[\]]", "", text))
+
+
+def _folded(cell: nbformat.NotebookNode) -> bool:
+    return "hide-input" in cell.metadata.get("tags", ())
 
 
 def typed_numbers(text: str) -> list[str]:

@@ -18,10 +18,12 @@ from nbformat import NotebookNode, v4
 
 from lipbook.notebook import claims
 from workflow import execute
-from workflow.notebooks import IGNORED, faults, normalize, typed_numbers, write
+from workflow.notebooks import IGNORED, faults, normalize, story_faults, typed_numbers, write
 from workflow.parameters import _TYPES, other_seed
 from workflow.project import CHECKED, ROOT, WorkflowError, chapters, read_notebook, source
 
+#: Chapters that tell a story, with the code folded that is not the mathematics.
+STORIES = ["01_lipschitz_constraint"]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
 
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}
@@ -63,7 +65,7 @@ def test_a_chapter_declares_its_parameters(chapter):
 @every_chapter
 def test_a_chapter_starts_with_its_parameters(chapter):
     first, *others = cells(stored(chapter), "code")
-    assert first.metadata.tags == ["parameters"]
+    assert first.metadata.tags[0] == "parameters"
     assert not any("parameters" in cell.metadata.get("tags", ()) for cell in others)
     assert any("runtime.start(seed, device, scale" in cell.source for cell in others)
 
@@ -98,8 +100,14 @@ def test_every_exercise_has_a_hidden_solution(chapter):
 
 
 @every_chapter
-def test_a_chapter_says_what_held(chapter):
-    assert re.search(r"^## What held and what did not$", prose(stored(chapter)), re.MULTILINE)
+def test_a_chapter_ends_with_what_came_of_it(chapter):
+    heading = r"^## (What held and what did not|What you can do now)$"
+    assert re.search(heading, prose(stored(chapter)), re.MULTILINE)
+
+
+@pytest.mark.parametrize("chapter", STORIES)
+def test_a_chapter_shows_little_code_and_each_cell_a_result(chapter):
+    assert list(story_faults(stored(chapter))) == []
 
 
 @every_chapter
@@ -292,7 +300,7 @@ BREAKAGES: dict[str, tuple[Callable[[NotebookNode], object], str]] = {
     "a long cell": (lambda n: n.cells[1].update(source="x\n" * 16), "has 16 lines"),
     "long cells": (
         lambda n: [cell.update(source="x\n" * 7) for cell in cells(n, "code")],
-        "half of its code cells have over 6 lines",
+        "half of its visible code cells have over 6 lines",
     ),
     "a typed number": (
         lambda n: n.cells[0].update(source="# Title\n\nIt is 0.93."),
@@ -326,6 +334,43 @@ def test_a_broken_notebook_has_that_fault(healthy, breakage, message):
     breakage(healthy)
     found = list(faults(healthy))
     assert any(re.search(message, fault) for fault in found), found
+
+
+def shown(cell_id: str, *outputs: NotebookNode, lines: int = 1, **metadata) -> NotebookNode:
+    return code(cell_id, "x = 1\n" * lines, *outputs, count=1, **metadata)
+
+
+RESULT = v4.new_output("execute_result", {"text/plain": "0.97"})
+TRUTH = v4.new_output("execute_result", {"text/plain": "(True, True)"})
+UNTOLD = {
+    "shows nothing": ([shown("nothing")], "cell nothing shows nothing that"),
+    "shows that something is true": ([shown("truth", TRUTH)], "cell truth shows nothing that"),
+    "three in a row": ([shown(f"step-{n}", RESULT) for n in range(3)], "step-2 is the third"),
+    "three in a row but for a folded one": (
+        [
+            *(shown(f"step-{n}", RESULT) for n in range(2)),
+            shown("fold", tags=["hide-input"]),
+            shown("last", RESULT),
+        ],
+        "last is the third",
+    ),
+    "too much code": ([shown("much", RESULT, lines=251)], "shows 1 code cells with 251 lines"),
+}
+
+
+@pytest.mark.parametrize(("told", "message"), UNTOLD.values(), ids=UNTOLD)
+def test_what_a_reader_would_not_follow_is_found(told, message):
+    assert any(message in fault for fault in story_faults(v4.new_notebook(cells=told)))
+
+
+def test_prose_between_cells_and_folded_code_are_no_fault():
+    told = [
+        shown("a", RESULT),
+        shown("b", PNG),
+        v4.new_markdown_cell("It says."),
+        shown("c", RESULT),
+    ]
+    assert list(story_faults(v4.new_notebook(cells=[*told, shown("d", tags=["hide-input"])]))) == []
 
 
 def test_normalizing_mends_what_a_run_leaves(healthy):
