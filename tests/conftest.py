@@ -19,6 +19,10 @@ def browser() -> Iterator[Browser]:
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
-        yield running
-        running.close()
+        running = playwright.chromium.launch(
+            executable_path=program, args=list(FLAGS), timeout=180_000
+        )
+        try:
+            yield running
+        finally:
+            running.close()

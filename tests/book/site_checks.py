@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Locator, Page
 
+PATIENCE = 180_000  # milliseconds: on a machine with other work, Playwright's 30 s are too few
 _HERE = ("", "file", "data", "blob", "about")
 _HOSTS = re.compile(r"\bcdn\.|cdnjs|bootstrapcdn|jsdelivr|unpkg|googleapis|gstatic", re.IGNORECASE)
 _MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|private)/\w|file://")
@@ -163,6 +164,7 @@ def opened(browser: Browser, address: str) -> Iterator[tuple[Page, Visit]]:
     """
     visit = Visit()
     context = browser.new_context(offline=True, color_scheme="light")
+    context.set_default_timeout(PATIENCE)
     try:
         page = context.new_page()
         page.on("request", lambda request: _note_request(visit, request.url))
