@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from workflow import environment
 from workflow.project import (
@@ -96,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     browser = commands.add_parser("browser", help="find or install a browser for the site's checks")
     browser.set_defaults(command=_browser)
 
+    _add_records(commands)
+    return parser
+
+
+def _add_records(commands: Any) -> None:
+    """Add what gathers, here or elsewhere, what was measured on another machine."""
     rows = commands.add_parser(
         "study-rows", help="make the table of what studies._pool has written"
     )
@@ -110,7 +117,6 @@ def _parser() -> argparse.ArgumentParser:
     record = commands.add_parser("gpu-record", help="keep what `make gpu` wrote")
     record.add_argument("folder", type=Path)
     record.set_defaults(command=_gpu_record)
-    return parser
 
 
 def _number(name: str, text: str, least: int = 1, most: int = 100_000) -> int:
