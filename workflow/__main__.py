@@ -60,21 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--cores", default=_CORES)
     check.set_defaults(command=_check)
 
-    claim = commands.add_parser("claim", help="run just what a claim's check needs")
-    claim.add_argument("claim")
-    claim.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
-    claim.set_defaults(command=_claim)
-
-    seeds = commands.add_parser("seeds", help="run chapters at seeds that nobody used yet")
-    seeds.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
-    seeds.add_argument("--seeds", default="20")
-    seeds.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
-    seeds.add_argument("--cores", default=_CORES)
-    seeds.set_defaults(command=_seeds)
-
-    flips = commands.add_parser("flips", help="plant a world for every claim, and see it turn")
-    flips.add_argument("claims", nargs="*", metavar="ID", help="all of them by default")
-    flips.set_defaults(command=_flips)
+    _add_claims(commands)
 
     refresh = commands.add_parser("refresh", help="format and re-execute the stored notebooks")
     refresh.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
@@ -99,6 +85,25 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_records(commands)
     return parser
+
+
+def _add_claims(commands: Any) -> None:
+    """Add what concerns verdicts: one claim, other seeds, worlds in which they turn."""
+    claim = commands.add_parser("claim", help="run just what a claim's check needs")
+    claim.add_argument("claim")
+    claim.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+    claim.set_defaults(command=_claim)
+
+    seeds = commands.add_parser("seeds", help="run chapters at seeds that nobody used yet")
+    seeds.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
+    seeds.add_argument("--seeds", default="20")
+    seeds.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
+    seeds.add_argument("--cores", default=_CORES)
+    seeds.set_defaults(command=_seeds)
+
+    flips = commands.add_parser("flips", help="plant a world for every claim, and see it turn")
+    flips.add_argument("claims", nargs="*", metavar="ID", help="all of them by default")
+    flips.set_defaults(command=_flips)
 
 
 def _add_records(commands: Any) -> None:
