@@ -23,7 +23,7 @@ from workflow.parameters import _TYPES, other_seed
 from workflow.project import CHECKED, ROOT, WorkflowError, chapters, read_notebook, source
 
 #: Chapters that tell a story, with the code folded that is not the mathematics.
-STORIES = ["01_lipschitz_constraint"]
+STORIES = ["01_lipschitz_constraint", "02_matrix_norms"]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
 
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}
