@@ -128,7 +128,17 @@ def stated(name: str) -> dict[str, Any]:
         commit = _git("log", "-1", "--format=%H", "--", str(CATALOGUE))
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {} if changed or not commit else {"commit": commit, "digests": criteria_for(name)}
+    return (
+        {}
+        if changed or not commit
+        else {"commit": commit, "digests": criteria_for(name, _claims(name))}
+    )
+
+
+def _claims(name: str) -> Sequence[str]:
+    """Return the claims that a study says it is about."""
+    claims: Sequence[str] = getattr(module(name), "CLAIMS", ())
+    return claims
 
 
 def _git(*arguments: str) -> str:
@@ -157,7 +167,7 @@ def _stated_before_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _stated_then(name: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the criteria of today whose text is that of the catalogue when a pool began."""
     then = facts["criteria"]
-    now = _pool.criteria(getattr(module(name), "CLAIMS", ()))
+    now = _pool.criteria(_claims(name))
     before = ("log", "-1", f"--before={facts['measured']}", "--format=%H", "--", str(CATALOGUE))
     try:
         commit = _git(*before)
@@ -169,7 +179,7 @@ def _stated_then(name: str, facts: dict[str, Any]) -> dict[str, Any]:
             for key, digest in criteria.items()
             if then.get(f"{claim}.{key}") == now.get(f"{claim}.{key}")
         }
-        for claim, criteria in criteria_for(name).items()
+        for claim, criteria in criteria_for(name, _claims(name)).items()
     }
     return {"commit": commit, "digests": digests} if commit else {}
 

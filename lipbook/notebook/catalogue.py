@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import keyword
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -275,8 +276,15 @@ def find(claim_id: str) -> Claim:
     return claims[claim_id]
 
 
-def criteria_for(study: str) -> dict[str, dict[str, str]]:
-    """Return the digests of the criteria that a study's table is held against.
+def criteria_for(study: str, claims: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Return the digests of the criteria that a study's table is held against, planned ones too.
+
+    Parameters
+    ----------
+    study : str
+        Its name, by which claims name it in `studies`.
+    claims : sequence of str
+        Further claims, that will name it once it has been measured.
 
     Returns
     -------
@@ -285,9 +293,9 @@ def criteria_for(study: str) -> dict[str, dict[str, str]]:
         was changed after the measurement, or stated after it, is seen.
     """
     return {
-        claim.id: {criterion.id: criterion.digest for criterion in claim.criteria}
+        claim.id: {c.id: c.digest for c in (*claim.criteria, *claim.planned)}
         for claim in catalogue(catalogue_path()).values()
-        if study in claim.studies
+        if study in claim.studies or claim.id in claims
     }
 
 

@@ -216,3 +216,15 @@ def test_an_unknown_claim_is_refused():
 
 def test_the_schema_is_valid_json():
     assert json.loads(catalogue.schema_text()) == catalogue.schema()
+
+
+def test_a_study_is_held_against_what_names_it_and_what_it_names(write, monkeypatch):
+    planned = [{**CRITERION, "id": "later"}]
+    path = write(
+        {"studies": ["toy"], "planned": planned},
+        {"id": "T2"},
+        {"id": "T3", "studies": ["another"]},
+    )
+    monkeypatch.setattr(catalogue, "catalogue_path", lambda: path)
+    assert {k: [*v] for k, v in catalogue.criteria_for("toy").items()} == {"T1": ["size", "later"]}
+    assert catalogue.criteria_for("toy", ["T2"]).keys() == {"T1", "T2"}

@@ -73,7 +73,7 @@ def stating(monkeypatch: pytest.MonkeyPatch, *answers: str, **digests: dict[str,
     """Have git give these answers, and the catalogue these criteria."""
     replies = iter(answers)
     monkeypatch.setattr(measuring, "_git", lambda *_: next(replies))
-    monkeypatch.setattr(measuring, "criteria_for", lambda name: digests if name == "toy" else {})
+    monkeypatch.setattr(measuring, "criteria_for", lambda name, _: digests if name == "toy" else {})
 
 
 def test_a_part_knows_the_criteria_that_it_was_measured_under(toy, tmp_path, monkeypatch):
