@@ -13,6 +13,9 @@ from pathlib import Path
 
 from workflow.project import BUILD, ROOT
 
+#: The variable by which `make gpu` names the folders where its kit of packages lies.
+KIT = "LIPBOOK_KIT"
+
 #: What begins like this reaches into Python, a kernel, a figure, the build or what it prints.
 _DROPPED = (
     *("PYTHON", "IPYTHON", "JUPYTER", "PAPERMILL", "MPL", "MATPLOTLIB", "TORCH"),
@@ -27,6 +30,7 @@ def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
     # git asks its settings whether it may read a clone of another owner.
     settings = Path(environment.get("HOME", "~")).expanduser() / ".gitconfig"
     kept.setdefault("GIT_CONFIG_GLOBAL", str(settings))
+    kit = [environment[KIT]] if environment.get(KIT) else []
     return kept | {
         "HOME": str(BUILD / "home"),
         "LC_ALL": "C.UTF-8",
@@ -34,7 +38,7 @@ def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PLAYWRIGHT_BROWSERS_PATH": "0",  # in the virtual environment
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *kit]),
     }
 
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.normalization import spectral_normalize
 from lipbook.wgan import GradientPenalty
+from workflow.environment import KIT
 
 ROOT = Path(__file__).resolve().parents[1]
 #: By priority; a name that comes twice has twice the share of the workers.
@@ -256,6 +257,7 @@ class Chapters:
             "LIPBOOK_DEVICE": device,
             "LIPBOOK_CELLS": str(self.scratch / f"chapter-{name}.jsonl"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            KIT: os.environ.get("PYTHONPATH", ""),  # conftest gives it to the kernels
         }
         log = (self.scratch / f"chapter-{name}.log").open("wb")
         return subprocess.Popen(

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from workflow import gpu
+from workflow import environment, gpu
 from workflow.project import BOOK, ROOT
 
 sys.path.append(str(BOOK / "_ext"))
@@ -81,6 +81,32 @@ def test_a_chapter_is_run_and_what_its_cells_do_is_noted(tmp_path, monkeypatch):
     assert (found["passed"], found["cells"]) == (1, 2), found
     assert found["whole"]  # one cell has another output than stored: it failed, and it was seen
     assert len(found["failed"]) == 1
+
+
+#: What builds and checks the site, and no kit brings.
+SPARED = ("grimp", "snakemake", "papermill", "playwright")
+
+
+def test_a_chapter_is_run_where_only_the_kit_is():
+    """Conftest and the plugins are imported without what the kit spares."""
+    lines = [*(f"sys.modules[{name!r}] = None" for name in SPARED), "import conftest"]
+    lines += ["import workflow.gpu, workflow.gpu_cells"]
+    step = subprocess.run(
+        [sys.executable, "-c", "\n".join(["import sys", *lines])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert step.returncode == 0, step.stderr[-500:]
+
+
+def test_the_kit_reaches_the_kernels():
+    kept = environment.cleaned({"PYTHONPATH": "/elsewhere", environment.KIT: "/site:/more"})
+    assert kept["PYTHONPATH"] == f"{ROOT}:/site:/more"
+    assert environment.cleaned(kept) == kept  # the next process has it too
+    assert environment.cleaned({"PYTHONPATH": "/elsewhere"})["PYTHONPATH"] == str(ROOT)
 
 
 def test_the_largest_deviation_of_each_number_is_relative_to_the_stored():

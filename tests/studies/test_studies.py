@@ -268,7 +268,10 @@ def test_a_sample_of_nothing_is_refused(toy, capsys):
 # --- the tables of the book
 
 
-@pytest.fixture(params=[n for n in studies.names() if (studies.folder() / f"{n}.csv").exists()])
+MEASURED = [n for n in studies.names() if (studies.folder() / f"{n}.csv").exists()]
+
+
+@pytest.fixture(params=MEASURED)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -325,7 +328,7 @@ def test_repetitions_stay_within_their_budget():
 @pytest.mark.timeout(1200)
 def test_random_cells_give_the_stored_rows():
     """New cells at each run: over many runs of CI the whole of the tables is checked."""
-    tables = {name: studies.load(name) for name in studies.names()}
+    tables = {name: studies.load(name) for name in MEASURED}
     cells = {name: measuring.repeatable(name, table) for name, table in tables.items()}
     for name in affordable({name: seconds_a_cell(name) for name in cells if cells[name]}):
         cell = random.SystemRandom().choice(cells[name])
