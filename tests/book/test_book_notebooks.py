@@ -23,8 +23,12 @@ from workflow.parameters import _TYPES, other_seed
 from workflow.project import CHECKED, ROOT, WorkflowError, chapters, read_notebook, source
 
 #: Chapters that tell a story, with the code folded that is not the mathematics.
-STORIES = ["01_lipschitz_constraint", "02_matrix_norms"]
+STORIES = ["01_lipschitz_constraint", "02_matrix_norms", "03_power_iteration"]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
+#: Without the appendices, 03a_… and the like, which have neither claims nor exercises nor summary.
+every_story = pytest.mark.parametrize(
+    "chapter", [name for name in chapters() if re.match(r"\d\d_", name)]
+)
 
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
@@ -90,7 +94,7 @@ def unsolved(text: str) -> set[str]:
     return set(exercises) - set(solutions)
 
 
-@every_chapter
+@every_story
 def test_every_exercise_has_a_hidden_solution(chapter):
     text = prose(stored(chapter))
     assert "{exercise" in text
@@ -99,7 +103,7 @@ def test_every_exercise_has_a_hidden_solution(chapter):
     assert text.count("{solution-start}") == text.count("{solution-end}")
 
 
-@every_chapter
+@every_story
 def test_a_chapter_ends_with_what_came_of_it(chapter):
     heading = r"^## (What held and what did not|What you can do now)$"
     assert re.search(heading, prose(stored(chapter)), re.MULTILINE)

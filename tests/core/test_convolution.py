@@ -257,6 +257,17 @@ def test_reshaped_kernel_is_not_the_operator():
     assert torch.linalg.matrix_norm(ones.flatten(1), 2).item() == pytest.approx(3)
 
 
+@pytest.mark.parametrize(
+    ("width", "stride", "limit"), [(3, 1, 3), (3, 3, 1), (3, 2, 5 / 3), (5, 2, 13 / 5)]
+)
+def test_ones_approach_the_square_root_bound_only_if_the_stride_divides(width, stride, limit):
+    """PI7: their norm over the kernel's, from the symbol of the product with the adjoint."""
+    ones = torch.ones(1, 1, width, width, dtype=torch.float64)
+    sigma = conv_spectral_norm(ones, 63, stride=stride, padding=width // 2)
+    assert sigma.item() / width == pytest.approx(limit, rel=0.01)
+    assert sigma.item() / width < limit + 1e-6
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("size", [(5, 6), (7,), (3, 4, 3), (2, 2)])
