@@ -105,9 +105,10 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
 
 
 def repeatable(table: pd.DataFrame) -> list[Cell]:
-    """Return the cells that a core repeats in seconds."""
+    """Return the cells that a core repeats in seconds: of the MLP, one training each."""
     names = ["part", "model", "noise", "method", "steps", "seed"]
-    return table.loc[table["part"] == "probe", names].drop_duplicates().to_dict("records")
+    probes = (table["part"] == "probe") & (table["model"] == "mlp")
+    return table.loc[probes, names].drop_duplicates().to_dict("records")
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 import tempfile
@@ -25,6 +26,8 @@ def keep(folder: Path) -> Iterator[str]:
 
     if not (folder / "gpu.json").exists():
         raise WorkflowError(f"{folder} has no gpu.json: `make gpu OUT={folder}` writes it")
+    record = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    commit = record["machine"].get("commit", "")
     RECORDS.mkdir(exist_ok=True)
     for name in ("gpu.json", "gpu-grid.png"):
         if (folder / name).exists():
@@ -34,5 +37,6 @@ def keep(folder: Path) -> Iterator[str]:
         with tarfile.open(folder / "rows.tar.gz") as tar:
             tar.extractall(unpacked, filter="data")
         for facts in sorted(Path(unpacked).glob("*.json")):
-            gather_rows(facts.stem, Path(unpacked), STUDIES / f"{facts.stem}.csv")
-            yield f"kept {STUDIES / facts.stem}.csv"
+            table = STUDIES / f"{facts.stem}.csv"
+            whole = gather_rows(facts.stem, Path(unpacked), table, commit)
+            yield f"kept {table}" if whole else f"{facts.stem} did not come far enough for a table"

@@ -26,6 +26,7 @@ from studies import _pool
 from workflow.project import CATALOGUE, ROOT, WorkflowError, written
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
+_BEFORE = ("tuning", "probe")  # parts of a study by which nothing is judged yet
 _DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
 
 
@@ -77,11 +78,18 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
     _write_facts(facts, target.with_suffix(".json"))
 
 
-def gather_rows(name: str, folder: Path, target: Path) -> None:
+def gather_rows(name: str, folder: Path, target: Path, commit: str = "") -> bool:
     """Make the table and its provenance of what `studies._pool` has written into a folder.
 
     Rows of a cell that did not end are kept where the study says ``PARTIAL = True``: a training
-    that ran out of time is a shorter training.
+    that ran out of time is a shorter training. `commit` is that of the code where the folder's
+    run has had a copy without its history.
+
+    Returns
+    -------
+    bool
+        Whether there is a table: not where no cell ended but those that tune the others, nor
+        where more cells were cut off than ended.
     """
     experiment = module(name)
     order: dict[str, int] = {}
@@ -96,6 +104,9 @@ def gather_rows(name: str, folder: Path, target: Path) -> None:
             rows.setdefault(cell, []).append({**entry["cell"], **entry["row"]})
         elif "seconds" in entry:
             seconds[cell] = entry["seconds"]
+    judged = [cell for cell in seconds if json.loads(cell).get("part") not in _BEFORE]
+    if not judged or 2 * len(seconds) < len(order):
+        return False
     kept = [cell for cell in order if cell in seconds or getattr(experiment, "PARTIAL", False)]
     table = pd.DataFrame([row for cell in kept for row in rows.get(cell, [])])
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -108,9 +119,12 @@ def gather_rows(name: str, folder: Path, target: Path) -> None:
         "criteria": _stated_then(name, facts),
         "code": facts["code"],
     }
+    if commit:
+        facts["commit"] = commit
     target.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(target, index=False, float_format=_DIGITS)
     _write_facts(facts, target.with_suffix(".json"))
+    return True
 
 
 def stated(name: str) -> dict[str, Any]:

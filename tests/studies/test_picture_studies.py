@@ -119,21 +119,36 @@ def test_an_exact_projection_leaves_norms_of_one():
 
 def test_a_pool_goes_on_after_a_kill(tmp_path):
     """What is written half, and cells that did not end, count for nothing."""
-    cell = rivals.cells(tiny=True)[0]
+    cell = {**rivals.cells(tiny=True)[0], "part": "test"}
     row = {"row": {"step": 1, "log distance": 0.0}}
     entries = [{"begin": True}, row, {"seconds": 1.0}]
     other = {**cell, "seed": 5}
-    lines = [json.dumps({"cell": cell, **e}) for e in entries]
+    ended = (cell, {**cell, "seed": 6})
+    lines = [json.dumps({"cell": c, **e}) for c in ended for e in entries]
     lines += [json.dumps({"cell": other, **e}) for e in entries[:2]] + ['{"cell": {"pa']
     (tmp_path / "rivals.jsonl").write_text("\n".join(lines), encoding="utf-8")
     book = _pool.Book("rivals", tmp_path, tiny=True)
-    assert book.begun == {_pool.key(cell)}
+    assert book.begun == {_pool.key(c) for c in ended}
     assert book.next() != cell
     again = list(_pool.read(tmp_path / "rivals.jsonl"))
     assert "begin" in again[-1]
     (tmp_path / "rivals.json").write_text('{"measured": "2020", "criteria": {}, "code": {}}')
-    gather_rows("rivals", tmp_path, tmp_path / "out.csv")
-    assert len(pd.read_csv(tmp_path / "out.csv")) == 1
+    assert gather_rows("rivals", tmp_path, tmp_path / "out.csv", commit="0f")
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 2
+    assert json.loads((tmp_path / "out.json").read_text())["commit"] == "0f"
+
+
+@pytest.mark.parametrize(
+    ("parts", "ended"), [(("tuning", "tuning"), 2), (("test", "test", "test"), 1)]
+)
+def test_no_table_is_made_of_tuning_alone_nor_of_what_was_cut_off(tmp_path, parts, ended):
+    cells = [{**rivals.cells()[k], "part": part} for k, part in enumerate(parts)]
+    entries = [{"cell": cell, "begin": True} for cell in cells]
+    entries += [{"cell": cell, "row": {"step": 1}} for cell in cells]
+    entries += [{"cell": cell, "seconds": 1.0} for cell in cells[:ended]]
+    (tmp_path / "rivals.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    assert not gather_rows("rivals", tmp_path, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_cell_that_fails_twice_ends_without_a_result(tmp_path):
