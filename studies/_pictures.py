@@ -86,7 +86,7 @@ def labelled_pixels(kind: str) -> tuple[Tensor, Tensor]:
         return pixels, labels[:, None]
     pixels, labels = faces(N_FACES, 0)
     if kind == "faces 32":
-        pixels = torch.cat([_halved(part) for part in pixels.split(1000)])
+        pixels = torch.cat([_halved(part) for part in pixels.split(1000)])  # type: ignore[no-untyped-call]
     return pixels, labels
 
 
@@ -152,7 +152,7 @@ def norm_by_squaring(matrix: Tensor, squarings: int = 10) -> Tensor:
         power = power @ power
     lengths = torch.linalg.vector_norm(power, dim=0)
     top = power.index_select(1, lengths.argmax().view(1))[:, 0]
-    return torch.linalg.vector_norm(tall @ (top / torch.linalg.vector_norm(top)))
+    return torch.linalg.vector_norm(tall @ (top / torch.linalg.vector_norm(top)))  # type: ignore[no-any-return]
 
 
 def watched(
@@ -196,4 +196,4 @@ def watched(
 def generated(generator_net: nn.Module, latents: Tensor) -> Tensor:
     """Return what a generator makes of latents, with the averages of its BatchNorms."""
     with evaluation_mode(generator_net):
-        return torch.cat([generator_net(part) for part in latents.split(500)])
+        return torch.cat([generator_net(part) for part in latents.split(500)])  # type: ignore[no-untyped-call]

@@ -264,7 +264,7 @@ def _work(line: Connection) -> None:
             line.send({"failed": traceback.format_exc(limit=-4)})
         else:
             line.send({"seconds": round(time.perf_counter() - begin, 2)})
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()  # graphs keep memory of their own, and others want some
 
 
@@ -327,8 +327,15 @@ def _sharing_the_gpu() -> Iterator[tuple[str, bool]]:
         os.environ.update(places)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             # Not by a pipe, which the daemon would keep open.
-            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            subprocess.run(["nvidia-cuda-mps-control", "-d"], timeout=20, check=False, **quiet)
+            quiet = subprocess.DEVNULL
+            subprocess.run(
+                ["nvidia-cuda-mps-control", "-d"],
+                stdin=quiet,
+                stdout=quiet,
+                stderr=quiet,
+                timeout=20,
+                check=False,
+            )
         card = _card()
         works = card != "CPU"
         try:
@@ -385,7 +392,7 @@ def criteria(claims: Sequence[str]) -> dict[str, str]:
 
 def main() -> None:
     """Read the command line, and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", choices=studies.names(), metavar="study")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6.0)

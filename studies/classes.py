@@ -13,7 +13,7 @@ one of them: what is repeated on a CPU are the short runs called *probe*.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
         plan += [_cell("tuning", count, method, steps, TUNING_SEEDS[0]) for method in GRIDS]
     chosen = [] if found is None else [cell for cell in plan if cell["part"] == "tuning"]
     for cell in chosen:
-        setting = choose(found, cell["n_classes"], cell["method"])
+        setting = choose(found, cell["n_classes"], cell["method"])  # type: ignore[arg-type]
         if setting is not None:
             plan.append(
                 _cell("test", cell["n_classes"], cell["method"], steps, TEST_SEEDS[0], setting)
@@ -129,11 +129,11 @@ def choose(table: pd.DataFrame, n_classes: int, method: str) -> tuple[float, flo
     if own.empty:
         return None
     scores = own.assign(score=own["in class"] + own["coverage"])
-    strength, lr = scores.groupby(["strength used", "lr used"])["score"].mean().idxmax()
-    return float(strength), float(lr)
+    strength, lr = scores.groupby(["strength used", "lr used"])["score"].mean().idxmax()  # type: ignore[misc]
+    return float(strength), float(lr)  # type: ignore[has-type]
 
 
-def repeatable(table: pd.DataFrame) -> list[Cell]:
+def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Return the cells that a core repeats in seconds."""
     names = ["part", "n_classes", "method", "strength", "lr", "steps", "seed"]
     return table.loc[table["part"] == "probe", names].drop_duplicates().to_dict("records")
@@ -281,7 +281,7 @@ def slopes(
     (gradient,) = torch.autograd.grad(
         score(p, points, labels).sum(), points, create_graph=create_graph
     )
-    return gradient_norms(gradient.flatten(0, 1)).unflatten(0, gradient.shape[:2])
+    return gradient_norms(gradient.flatten(0, 1)).unflatten(0, gradient.shape[:2])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def train(settings: Sequence[Setting], steps: int, device: str) -> Iterator[dict[str, Any]]:
@@ -306,7 +306,7 @@ def train(settings: Sequence[Setting], steps: int, device: str) -> Iterator[dict
 def samples(n_classes: int, seed: int = 0, n_each: int = N_EACH) -> Tensor:
     """Return letters in [-1, 1], shape (n_classes, n_each, PIXELS)."""
     inputs = 2 * glyphs(n_classes, n_each, seed=seed).inputs - 1
-    return inputs.flatten(1).unflatten(0, (n_classes, n_each))
+    return inputs.flatten(1).unflatten(0, (n_classes, n_each))  # type: ignore[no-any-return, no-untyped-call]
 
 
 @cache

@@ -14,7 +14,7 @@ float64, all strengths and seeds of a method as one stack, so that two machines 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from itertools import product
 from typing import Any
@@ -104,7 +104,7 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
     ]
 
 
-def repeatable(table: pd.DataFrame) -> list[Cell]:
+def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Return the cells that a core repeats in seconds: of the MLP, one training each."""
     names = ["part", "model", "noise", "method", "steps", "seed"]
     probes = (table["part"] == "probe") & (table["model"] == "mlp")
@@ -133,7 +133,7 @@ def examples(noise: float, seed: int) -> data.Splits:
         LabelledData(x, data.flip_labels(y, noise, generator=generator, n_classes=CLASSES))
         for x, y in parts[:2]
     )
-    return data.Splits(*noisy, parts.test)
+    return data.Splits(*noisy, parts.test)  # type: ignore[call-arg]
 
 
 class Stack:
@@ -216,7 +216,7 @@ class Stack:
         sizes = (WIDTH, WIDTH) if self.model == "mlp" else (SHAPES["cnn"]["W3"][0],)
         keep = 1 - self.strength[:, None, None]
         return [
-            (self.spread(self.drawn(lambda g, n=size: torch.rand(BATCH, n, generator=g))) < keep)
+            (self.spread(self.drawn(lambda g, n=size: torch.rand(BATCH, n, generator=g))) < keep)  # type: ignore[misc]
             / keep
             for size in sizes
         ]
@@ -246,11 +246,11 @@ class Stack:
             values = margin(logits, torch.where(mixing[..., 0] < 0.5, y.roll(1, 1), y))
         else:
             ends = [cross_entropy(logits, labels) for labels in (y.roll(1, 1), y)]
-            values = torch.lerp(*ends, mixing[..., 0])
+            values = torch.lerp(*ends, mixing[..., 0])  # type: ignore[call-overload]
         (gradients,) = torch.autograd.grad(values.sum(), points, create_graph=True)
-        norms = gradient_norms(gradients.flatten(0, 1)).unflatten(0, gradients.shape[:2])
+        norms = gradient_norms(gradients.flatten(0, 1)).unflatten(0, gradients.shape[:2])  # type: ignore[no-untyped-call]
         off = norms if form == "to 0" else norms - 1
-        return (off.clamp(min=0.0) if form == "at most 1" else off).square().mean(1)
+        return (off.clamp(min=0.0) if form == "at most 1" else off).square().mean(1)  # type: ignore[no-any-return]
 
 
 def forward(p: Parameters, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
@@ -259,7 +259,7 @@ def forward(p: Parameters, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         h = F.relu(stacked.affine(x, p["W1"], p["b1"]))
         h = F.relu(stacked.affine(h * masks[0] if masks else h, p["W2"], p["b2"]))
     else:
-        h = _convolved(x.unflatten(2, (SIDE, SIDE, 1)), p["W1"], p["b1"])
+        h = _convolved(x.unflatten(2, (SIDE, SIDE, 1)), p["W1"], p["b1"])  # type: ignore[no-untyped-call]
         h = _convolved(h, p["W2"], p["b2"]).flatten(2)
     return stacked.affine(h * masks[-1] if masks else h, p["W3"], p["b3"])
 
@@ -270,7 +270,7 @@ def _convolved(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     padded = F.pad(h, (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(2, 3, 2).unfold(3, 3, 2)  # (…, side / 2, side / 2, channels, 3, 3)
     out = stacked.affine(patches.reshape(networks, n * (side // 2) ** 2, -1), weight, bias)
-    return F.relu(out).unflatten(1, (n, side // 2, side // 2))
+    return F.relu(out).unflatten(1, (n, side // 2, side // 2))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def picked(logits: Tensor, labels: Tensor) -> Tensor:

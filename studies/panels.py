@@ -20,7 +20,7 @@ of a CPU a step at a quarter of the width takes half a second: a table like it t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import product
 from typing import Any
 
@@ -38,18 +38,21 @@ STOPS = (1, 30, 100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000)
 #: Of which steps images are kept: of the first seed, and of wide networks all of these.
 SHOWN = (200, 700, 1500, 2500, 4000)
 
+# As comments, types leave the digests of what was measured alone. They say "any length" since mypy
+# loses track of a tuple of known length that is cut by a variable slice.
+
 #: Where the weights are divided, and by which norm.
 INSIDE, AFTER = "inside, article", "after, article"
 DIVISIONS = (INSIDE, AFTER, "inside, warm", "after, exact")
 #: BatchNorm in the critic and what happens to its γ.
 NORMS = ("γ divided", "none", "γ free")
 #: What is trained: all four with and without BatchNorm, and the article's with a free γ.
-VARIANTS = (*product(DIVISIONS, ("γ divided", "none")), (INSIDE, "γ free"))
+VARIANTS = (*product(DIVISIONS, ("γ divided", "none")), (INSIDE, "γ free"))  # type: tuple[tuple[str, str], ...]
 #: The article's two panels, and the same without BatchNorm.
 MAIN = ((INSIDE, "γ divided"), (AFTER, "γ divided"))
-TUNED = (*MAIN, (INSIDE, "none"), (AFTER, "none"))
-STEP_SIZES = (5e-5, 2e-4, 7e-4, 2e-3)
-SEEDS, MORE_SEEDS, TUNING_SEEDS = (0, 1, 2), (3, 4), (100, 101)
+TUNED = (*MAIN, (INSIDE, "none"), (AFTER, "none"))  # type: tuple[tuple[str, str], ...]
+STEP_SIZES = (5e-5, 2e-4, 7e-4, 2e-3)  # type: tuple[float, ...]
+SEEDS, MORE_SEEDS, TUNING_SEEDS = (0, 1, 2), (3, 4), (100, 101)  # type: tuple[int, ...], tuple[int, ...], tuple[int, ...]
 
 #: How far the logarithm of a distance may be off where it is measured on another kind of machine,
 #: in the rows of `beginning`. Later, trainings part.
@@ -111,7 +114,7 @@ def best(table: pd.DataFrame, variant: tuple[str, str], runs: int, last: int) ->
     if len(ends) < runs:
         return None
     off = np.where(ends["step"] == last, ends["log distance"], np.inf)
-    return float(ends.assign(off=off).groupby("lr")["off"].mean().idxmin())
+    return float(ends.assign(off=off).groupby("lr")["off"].mean().idxmin())  # type: ignore[arg-type]
 
 
 def watch(
@@ -152,7 +155,7 @@ def measure(**cell: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
 
 
-def repeatable(table: pd.DataFrame) -> list[Cell]:
+def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Return the cells whose beginning a CPU can repeat, for `workflow.study.recheck`."""
     names = ["part", "division", "norm", "width", "lr", "steps", "seed"]
     narrow = table[(table["width"] <= 16) & (table["part"] != "tuning")]

@@ -23,7 +23,7 @@ article's case, on both data; hinge and one; then the crosses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, get_args
 
@@ -44,16 +44,18 @@ SCHEDULES: tuple[tuple[Loss, int], ...] = (
     ("wasserstein", 1),
     ("hinge", 5),
 )
+# As comments, these types leave the digests of what was measured alone.
+
 #: The norm of each layer, λ or γ.
 STRENGTHS = {
     "SN": (1.0, 2.0, 4.0),
     "two-sided": (0.1, 1.0, 10.0),
     "one-sided": (0.1, 1.0, 10.0),
     "R1": (0.1, 1.0, 10.0),
-}
+}  # type: dict[str, tuple[float, ...]]
 #: Step sizes of critic and generator.
-STEP_SIZES = ((2e-4, 2e-4), (2e-4, 2e-3), (6e-4, 6e-4), (2e-3, 2e-4), (2e-3, 2e-3))
-TUNING_SEEDS = (100, 101, 102, 103)
+STEP_SIZES = ((2e-4, 2e-4), (2e-4, 2e-3), (6e-4, 6e-4), (2e-3, 2e-4), (2e-3, 2e-3))  # type: tuple[tuple[float, float], ...]
+TUNING_SEEDS = (100, 101, 102, 103)  # type: tuple[int, ...]
 TEST_SEEDS = {"mnist": tuple(range(10)), "faces 32": tuple(range(5))}
 
 #: Generator steps of a tuning and of a test run, by the critic steps of each.
@@ -180,7 +182,7 @@ def runs_of(table: pd.DataFrame, block: Mapping[str, Any], method: str) -> pd.Da
     """Return the distance of a method's test runs in a block: one row a seed, one column a step."""
     chosen = {**block, "part": "test", "method": method}
     own = table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)]
-    return np.exp(own.pivot_table("log distance", "seed", "step"))
+    return np.exp(own.pivot_table("log distance", "seed", "step"))  # type: ignore[return-value]
 
 
 def steps_to(runs: pd.DataFrame, level: float) -> pd.Series[float]:
@@ -214,16 +216,16 @@ def log_ratios(
     seeds = ours.index.intersection(theirs.index)
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     height = level * max(float(runs.iloc[:, -1].mean()) for runs in (ours, theirs))
-    return np.log(steps_to(ours, height) / steps_to(theirs, height))
+    return np.log(steps_to(ours, height) / steps_to(theirs, height))  # type: ignore[return-value]
 
 
 def log_ends(table: pd.DataFrame, block: Mapping[str, Any], rival: str) -> pd.Series[float]:
     """Return log(last distance of SN / of a rival), one a seed: negative is nearer."""
     ours, theirs = (runs_of(table, block, method).iloc[:, -1] for method in ("SN", rival))
-    return np.log(ours / theirs).dropna()
+    return np.log(ours / theirs).dropna()  # type: ignore[attr-defined, no-any-return]
 
 
-def repeatable(table: pd.DataFrame) -> list[Cell]:
+def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Return the cells whose beginning a CPU can repeat, for `workflow.study.recheck`."""
     tuning = table[table["part"] == "tuning"]
     names = ["part", *BLOCK, "method", *SETTING, "steps", "seed"]

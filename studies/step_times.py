@@ -64,9 +64,9 @@ def measure(network: str, way: str, cycles: int, seed: int) -> list[dict[str, An
         nets = networks(kind, width, LATENT_DIM, seed)
         if method == "SN":
             normalize(nets[1], "warm")
-        trainings[method] = train_gan(
-            *(net.to(place) for net in nets),
-            pixels,
+        trainings[method] = train_gan(  # type: ignore[misc]
+            *(net.to(place) for net in nets),  # type: ignore[arg-type]
+            pixels,  # type: ignore[arg-type]
             Rules(penalty=method if method not in ("plain", "SN") else "none"),  # type: ignore[arg-type]
             latent_dim=LATENT_DIM,
             stops=[warm_up] + [warm_up + cycles * (k + 1) for k in range(rounds)],

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipbook.lab.datasets import scaled
+from lipbook.lab.fidelity import Yardstick
 from studies import _pictures
 from studies._pictures import N_TRAINING, images, labelled_pixels
 
@@ -54,9 +55,7 @@ def measure(kind: str, ladder: str, level: float, seed: int) -> dict[str, float]
     real, kinds = scaled(pixels[held]), labels[held, 0]
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
     half, other = order.chunk(2)
-    yardstick = _pictures.Yardstick(
-        images(kind).yardstick.reader, real[half].to(_pictures.device())
-    )
+    yardstick = Yardstick(images(kind).yardstick.reader, real[half].to(_pictures.device()))
     worse = worsened(real[other], kinds[other], ladder, level, seed)
     return yardstick.judge(worse.to(_pictures.device()))
 

@@ -28,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Results:
             whole(self.out / "rows.tar.gz", self._pack)
             for file in self.scratch.glob("*-grids.jsonl"):
                 kept = "".join(_within(lines_of(file), _MOST_CHARACTERS)).encode()
-                whole(self.out / f"{file.name}.gz", lambda path, d=kept: _zip(path, d))
+                whole(self.out / f"{file.name}.gz", partial(_zip, data=kept))
             if picture := last_grid(self.scratch / "panels-grids.jsonl"):
                 whole(self.out / "gpu-grid.png", lambda path: path.write_bytes(picture))
 
@@ -234,7 +235,7 @@ def _loop(name: str, precision: str, width: int, real: Tensor, fake: Tensor) -> 
             if name == "penalty":
                 loss = loss + GradientPenalty().penalty(critic, real, fake, None)
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
 
     return step
@@ -301,7 +302,7 @@ def deviations(stored: dict[str, Any], cells: list[dict[str, Any]]) -> list[Reco
     then: dict[tuple[str, str], list[float]] = {}
     for cell in stored["cells"]:
         then |= _values(cell.get("outputs", []))
-    found = []
+    found: list[dict[str, Any]] = []
     for cell in cells:
         for key, now in _values(cell["outputs"]).items():
             before = then.get(key, [])

@@ -7,6 +7,7 @@ cell is needed if it binds or changes what is needed further down. Nothing is ex
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ _CHANGING_METHODS = frozenset(
 )
 #: Functions that change their first argument are called for what they do to it.
 _CHANGING_VERBS = ("train", "fit", "step", "normalize", "spectral_normalize", "critic_step")
-_BUILT_IN = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
+_BUILT_IN = frozenset(dir(builtins))
 
 
 @dataclass

@@ -190,7 +190,7 @@ class AttributeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of each attribute."""
-        return self.heads(self.features(images)).split(self.sizes, dim=1)
+        return self.heads(self.features(images)).split(self.sizes, dim=1)  # type: ignore[no-any-return]
 
 
 def train_attributes(
@@ -230,7 +230,7 @@ def train_attributes(
     order = torch.Generator().manual_seed(seed)
     reader.train()
     for _ in range(check_count(epochs, "epochs")):
-        for batch in torch.randperm(len(images), generator=order).split(batch_size):
+        for batch in torch.randperm(len(images), generator=order).split(batch_size):  # type: ignore[no-untyped-call]
             places = batch.to(images.device)
             answers = zip(reader(images[places]), labels[places].T, strict=True)
             losses = [nn.functional.cross_entropy(logits, truth) for logits, truth in answers]
@@ -296,7 +296,7 @@ class Yardstick:
         """Return the features, and the share of attributes that are read with confidence."""
         features, sure = [], []
         with evaluation_mode(self.reader):
-            for batch in images.split(500):
+            for batch in images.split(500):  # type: ignore[no-untyped-call]
                 features.append(self.reader.features(batch))
                 heads = self.reader.heads(features[-1]).split(self.reader.sizes, dim=1)
                 tops = torch.stack([logits.softmax(1).amax(1) for logits in heads])

@@ -200,7 +200,7 @@ class _Cycle:
         elif not self.captures:
             self._play()
         elif self.count <= _WARM_UP:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._play()
@@ -248,7 +248,7 @@ class _Cycle:
                 self.after_step(self.critic)
         loss = -self.critic(self.generator_net(latents[-1])).mean()
         self.optimizers[1].zero_grad()
-        loss.backward(inputs=list(self.generator_net.parameters()))  # type: ignore[no-untyped-call]
+        loss.backward(inputs=list(self.generator_net.parameters()))
         self.optimizers[1].step()
         self.row.add_(1)
 
@@ -288,7 +288,7 @@ def critic_objective(
     joined = torch.cat([real, fake])
     if rules.penalty == "R1":
         joined.requires_grad_()
-    scores = critic(joined) if not apart else torch.cat([critic(x) for x in joined.split(n)])
+    scores = critic(joined) if not apart else torch.cat([critic(x) for x in joined.split(n)])  # type: ignore[no-untyped-call]
     of_real, of_fake = scores[:n], scores[n:]
     if rules.loss == "hinge":
         loss = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()

@@ -166,5 +166,5 @@ def _moved(images: Tensor, angle: Tensor, across: Tensor, down: Tensor) -> Tenso
     turn = angle * math.radians(_DEGREES)
     step = 2 * _SHIFT / SIZE  # of a grid that goes from -1 to 1
     rows = (turn.cos(), -turn.sin(), step * across, turn.sin(), turn.cos(), step * down)
-    grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), images.shape, align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), images.shape, align_corners=False)  # type: ignore[arg-type]
     return F.grid_sample(images, grid, align_corners=False)

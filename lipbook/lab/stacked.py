@@ -61,7 +61,7 @@ def parameters(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     (torch.Size([4, 3, 2]), torch.Size([4, 2]))
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
-    split = rows.split(sizes, dim=1)
+    split = rows.split(sizes, dim=1)  # type: ignore[no-untyped-call]
     return {
         name: part.unflatten(1, shape)
         for (name, shape), part in zip(shapes.items(), split, strict=True)
