@@ -2,8 +2,8 @@
 
 The definitions that a study's ``measure`` and ``cells`` reach, through whatever first-party
 modules, are digested one by one: function, class or constant. Where a definition lies, how it is
-imported, its comments and docstrings do not count. So moving a function, or editing its neighbour,
-ages no table; editing what was measured does.
+imported, its comments, docstrings and annotations do not count. So moving a function, or editing
+its neighbour, ages no table; editing what was measured does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import NamedTuple
 #: What a study runs, and what its results are compared by.
 ENTRANCES = ("cells", "measure")
 PACKAGES = ("lipbook", "studies")
+#: Fields of a syntax tree that do nothing when the code runs.
+_SILENT = ("ctx", "kind", "annotation", "returns")
 
 
 class Place(NamedTuple):
@@ -62,7 +64,7 @@ class Sources:
             if place in seen:
                 continue
             seen.add(place)
-            nodes = ast.walk(self._definition(place))
+            nodes = _walk(self._definition(place))
             found = (self._target(node, place.module) for node in nodes)
             waiting += [target for target in found if target and target.name]
         return seen
@@ -103,7 +105,7 @@ class Sources:
             for field, value in ast.iter_fields(node):
                 if isinstance(value, list) and field == "body" and _is_text(value[:1]):
                     value = value[1:]
-                if value is not None and value != [] and field not in ("ctx", "kind"):
+                if value is not None and value != [] and field not in _SILENT:
                     yield field
                     yield from self._meaning(value, module)
         elif isinstance(node, list):
@@ -131,6 +133,17 @@ class _Module:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
                     self.imported[alias.asname or alias.name] = (node.module, alias.name)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all below it that do something, as ``ast.walk`` yields all."""
+    yield node
+    for field, value in ast.iter_fields(node):
+        children = value if isinstance(value, list) else [value]
+        if field not in _SILENT:
+            for child in children:
+                if isinstance(child, ast.AST):
+                    yield from _walk(child)
 
 
 def _names(statement: ast.stmt) -> list[str]:

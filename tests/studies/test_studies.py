@@ -171,6 +171,13 @@ def test_a_move_makes_no_table_stale(table, toy, line, used):
     assert studies.changed("toy") == []
 
 
+def test_an_annotation_makes_no_table_stale(table, toy):
+    toy.write_text(
+        STUDY.replace("def measure(k, noise, seed):", "def measure(k: int, noise, seed) -> list:")
+    )
+    assert studies.changed("toy") == []
+
+
 def test_what_a_study_does_not_reach_makes_no_table_stale(table, toy):
     toy.write_text(STUDY.replace("return 1\n", "return 2\n"))
     assert studies.changed("toy") == []
