@@ -280,7 +280,11 @@ class Chapters:
         for name, process in self.running.items():
             cells = list(lines_of(self.scratch / f"chapter-{name}.jsonl"))
             stored = json.loads((ROOT / "book" / f"{name}.ipynb").read_text(encoding="utf-8"))
-            log = (self.scratch / f"chapter-{name}.log").read_text(errors="replace")
+            log = (
+                (self.scratch / f"chapter-{name}.log")
+                .read_text(errors="replace")
+                .replace(f"{ROOT}/", "")
+            )
             results[name] = {
                 "cells": sum(cell["cell_type"] == "code" for cell in stored["cells"]),
                 "passed": sum(cell["outcome"] == "passed" for cell in cells),
@@ -290,7 +294,7 @@ class Chapters:
                 "quantities": deviations(stored, cells),
             }
             if not cells:
-                results[name]["log"] = log[-1500:]
+                results[name]["log"] = log[-1500:].replace(f"{ROOT}/", "")
         return results
 
 

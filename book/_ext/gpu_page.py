@@ -37,7 +37,7 @@ class GpuRecord(SphinxDirective):
 GRID = """## The widest networks' images
 
 ```{image} records/gpu-grid.png
-:alt: Faces in rows, from the widest generator of the study of panels at its last step.
+:alt: Faces in rows, from the widest generator of the study of panels, as far as it came.
 ```"""
 
 
@@ -83,7 +83,10 @@ def chapters(found: dict[str, dict[str, Any]]) -> str:
         ended = "" if chapter["whole"] else ", stopped"
         rows.append((name, f"{chapter['passed']} of {chapter['cells']}{ended}", largest))
     heads = ("chapter", "cells as stored", "largest relative deviation of a claim's number")
-    return table(heads, rows)
+    logs = [c["log"].strip() for c in found.values() if not c["passed"] and c.get("log")]
+    reasons = dict.fromkeys(log.splitlines()[-1].removeprefix("E").strip() for log in logs)
+    said = "".join(f"\n\nA chapter of which no cell was run ended with `{r}`." for r in reasons)
+    return table(heads, rows) + said
 
 
 def cells(found: dict[str, dict[str, Any]]) -> str:

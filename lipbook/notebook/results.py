@@ -250,7 +250,9 @@ def _finding(
     return Finding(
         **criterion.model_dump(),
         **{key: value for key, value in found.items() if key != "id"},
-        stated=tuple(s for name in claim.studies if (s := _stated(criterion, claim, name, tables))),
+        stated=_of_its_tables(
+            criterion, [_stated(criterion, claim, name, tables) for name in claim.studies]
+        ),
         stored=tuple(values),
         standard_errors=_apart(criterion, found.get("values", ()), values),
     )
@@ -258,6 +260,18 @@ def _finding(
 
 def _named(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return next((item for item in record.get("criteria", ()) if item["id"] == name), {})
+
+
+def _of_its_tables(criterion: Criterion, every: Sequence[Stated | None]) -> tuple[Stated, ...]:
+    """Leave out the tables of a claim that a criterion is not about.
+
+    One that was stated for a later study is no late one because an earlier table does not know it;
+    one that came after its table is no early one because a later study found it there.
+    """
+    stated = tuple(one for one in every if one)
+    late = tuple(one for one in stated if one.order == "after")
+    known = tuple(one for one in stated if one.order != "after")
+    return (late if criterion.after_the_fact else known) or stated
 
 
 def _stated(

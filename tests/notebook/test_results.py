@@ -119,6 +119,17 @@ def test_a_criterion_says_if_it_stood_before_its_table(collect, facts, order, co
     assert entry.criteria[0].stated == (stated,)
 
 
+@pytest.mark.parametrize(
+    ("late", "study", "order"), [(False, "new", "before"), (True, "toy", "after")]
+)
+def test_of_two_tables_a_criterion_goes_with_its_own(collect, late, study, order):
+    knows = {"criteria": {"commit": "a" * 40, "digests": {"T1": {"size": DIGEST}}}}
+    criterion = CRITERION | ({"after_the_fact": True} if late else {})
+    entry = {**STUDIED, "studies": ["toy", "new"], "criteria": [criterion]}
+    (found,) = collect(entry=entry, toy=TABLE, new={**TABLE, **knows}).claims
+    assert [(one.study, one.order) for one in found.criteria[0].stated] == [(study, order)]
+
+
 def test_only_what_is_measured_could_come_before_its_table(collect):
     entry = {**STUDIED, "criteria": [{**CRITERION, "kind": "proved"}]}
     assert collect(entry=entry, toy=TABLE).claims[0].criteria[0].stated == ()
