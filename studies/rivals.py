@@ -192,7 +192,7 @@ def steps_to(runs: pd.DataFrame, level: float) -> pd.Series[float]:
 
     Examples
     --------
-    >>> steps_to(pd.DataFrame([[8.0, 2.0, 1.0]], columns=[1, 10, 100]), 1.0).tolist()
+    >>> steps_to(pd.DataFrame([[8.0, 2.0, 1.0]], columns=[1, 10, 100]), 1.0).round(2).tolist()
     [100.0]
     >>> steps_to(pd.DataFrame([[8.0, 2.0, 0.5]], columns=[1, 10, 100]), 1.0).round(2).tolist()
     [31.62]

@@ -1,9 +1,9 @@
-"""Keep what ``make gpu`` wrote: the record and its picture, and the tables of its studies."""
+"""Keep what ``make gpu`` wrote: the record with its picture, and the tables of its studies."""
 
 from __future__ import annotations
 
+import base64
 import json
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -29,10 +29,11 @@ def keep(folder: Path) -> Iterator[str]:
     record = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
     commit = record["machine"].get("commit", "")
     RECORDS.mkdir(exist_ok=True)
-    for name in ("gpu.json", "gpu-grid.png"):
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, RECORDS / name)
-            yield f"kept {RECORDS / name}"
+    if (folder / "gpu-grid.png").exists():  # as text: the repository holds no binary files
+        record["grid"] = base64.b64encode((folder / "gpu-grid.png").read_bytes()).decode()
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    (RECORDS / "gpu.json").write_text(text, encoding="utf-8")
+    yield f"kept {RECORDS / 'gpu.json'}"
     with tempfile.TemporaryDirectory() as unpacked:
         with tarfile.open(folder / "rows.tar.gz") as tar:
             tar.extractall(unpacked, filter="data")

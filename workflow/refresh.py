@@ -63,7 +63,10 @@ def _formatted(path: Path, notebook: nbformat.NotebookNode) -> nbformat.Notebook
 
 def _lint(path: Path, notebook: nbformat.NotebookNode) -> list[str]:
     done = _ruff("check", path, notebook, "--output-format", "concise", "--quiet")
-    return [line.removeprefix(f"{path.relative_to(ROOT)}:") for line in done.stdout.splitlines()]
+    return [
+        line.removeprefix(f"{path.resolve().relative_to(ROOT)}:")
+        for line in done.stdout.splitlines()
+    ]
 
 
 def _ruff(

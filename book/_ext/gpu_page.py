@@ -24,9 +24,10 @@ class GpuRecord(SphinxDirective):
         self.env.note_dependency(str(path))
         text = NOBODY
         if path.exists():
-            text = markdown(json.loads(path.read_text(encoding="utf-8")))
-            if (folder / "gpu-grid.png").exists():
-                text += f"\n\n{GRID}"
+            record = json.loads(path.read_text(encoding="utf-8"))
+            text = markdown(record)
+            if "grid" in record:
+                text += GRID.replace("PIXELS", record["grid"])
         parent = nodes.section()
         parent.document = self.state.document
         lines = StringList(text.splitlines(), self.get_source_info()[0])
@@ -34,11 +35,12 @@ class GpuRecord(SphinxDirective):
         return parent.children
 
 
-GRID = """## The widest networks' images
+GRID = """
 
-```{image} records/gpu-grid.png
-:alt: Faces in rows, from the widest generator of the study of panels, as far as it came.
-```"""
+## The widest networks' images
+
+<img src="data:image/png;base64,PIXELS" alt="Faces in rows, from the widest generator of the study
+of panels, as far as it came.">"""
 
 
 def markdown(record: dict[str, Any]) -> str:

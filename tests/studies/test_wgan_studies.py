@@ -70,7 +70,7 @@ def test_the_targets_differ_in_where_they_lie():
         ("none", Unconstrained()),
         ("weight clipping", WeightClipping(0.5)),
         ("Frobenius clipping", FrobeniusClipping(0.5)),
-        ("Frobenius penalty", FrobeniusExcess(0.5, weight=10.0)),
+        ("Frobenius penalty", FrobeniusExcess(0.5, strength=10.0)),
         ("two-sided", GradientPenalty(0.5)),
         ("one-sided", GradientPenalty(0.5, one_sided=True)),
     ],
