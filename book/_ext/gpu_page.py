@@ -26,21 +26,11 @@ class GpuRecord(SphinxDirective):
         if path.exists():
             record = json.loads(path.read_text(encoding="utf-8"))
             text = markdown(record)
-            if "grid" in record:
-                text += GRID.replace("PIXELS", record["grid"])
         parent = nodes.section()
         parent.document = self.state.document
         lines = StringList(text.splitlines(), self.get_source_info()[0])
         self.state.nested_parse(lines, 0, parent)
         return parent.children
-
-
-GRID = """
-
-## The widest networks' images
-
-<img src="data:image/png;base64,PIXELS" alt="Faces in rows, from the widest generator of the study
-of panels, as far as it came.">"""
 
 
 def markdown(record: dict[str, Any]) -> str:

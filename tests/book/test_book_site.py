@@ -73,7 +73,7 @@ def test_nothing_offered_beside_the_pages_shows_a_machine_path():
     assert not any(complaints), complaints
 
 
-@pytest.mark.parametrize("chapter", chapters())
+@pytest.mark.parametrize("chapter", [c for c in chapters() if c[2] == "_"])  # no appendix
 def test_chapter_has_exercises(chapter):
     assert 'class="exercise' in (SITE / BOOK.name / f"{chapter}.html").read_text(encoding="utf-8")
 
