@@ -28,7 +28,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,10 @@ from torch import Tensor, nn
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.normalization import spectral_normalize
 from lipbook.wgan import GradientPenalty
+from studies._pool import read
 from workflow.environment import KIT
+from workflow.project import ROOT, written
 
-ROOT = Path(__file__).resolve().parents[1]
 #: By priority; a name that comes twice has twice the share of the workers.
 STUDIES = ("open_question", "classes", "panels", "panels", "rivals", "rivals", "rivals")
 _RESERVE = 25.0  # seconds at the end for what has begun
@@ -69,13 +69,17 @@ class Results:
         """Write ``gpu.json``, ``rows.tar.gz``, each study's images and the last grid."""
         with self.lock:
             text = json.dumps(self.record, indent=1, ensure_ascii=False) + "\n"
-            whole(self.out / "gpu.json", lambda path: path.write_text(text, encoding="utf-8"))
-            whole(self.out / "rows.tar.gz", self._pack)
+            with written(self.out / "gpu.json") as path:
+                path.write_text(text, encoding="utf-8")
+            with written(self.out / "rows.tar.gz") as path:
+                self._pack(path)
             for file in self.scratch.glob("*-grids.jsonl"):
-                kept = "".join(_within(lines_of(file), _MOST_CHARACTERS)).encode()
-                whole(self.out / f"{file.name}.gz", partial(_zip, data=kept))
+                kept = "".join(_within(read(file), _MOST_CHARACTERS)).encode()
+                with written(self.out / f"{file.name}.gz") as path:
+                    path.write_bytes(gzip.compress(kept, compresslevel=1))
             if picture := last_grid(self.scratch / "panels-grids.jsonl"):
-                whole(self.out / "gpu-grid.png", lambda path: path.write_bytes(picture))
+                with written(self.out / "gpu-grid.png") as path:
+                    path.write_bytes(picture)
 
     def _pack(self, path: Path) -> None:
         with tarfile.open(path, "w:gz", compresslevel=4) as tar:
@@ -102,18 +106,6 @@ class Results:
         self.save()
 
 
-def whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place first."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    partial.replace(path)
-
-
-def _zip(path: Path, data: bytes) -> None:
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(data)
-
-
 def _within(entries: Iterator[dict[str, Any]], most: float) -> Iterator[str]:
     """Yield as many entries as fit, those of the widest networks and the first seeds before."""
     ranked = sorted(
@@ -129,19 +121,11 @@ def _within(entries: Iterator[dict[str, Any]], most: float) -> Iterator[str]:
 def last_grid(path: Path) -> bytes | None:
     """Return the images of the widest networks' latest step, as a PNG, or None."""
     best: tuple[tuple[int, int], str] | None = None
-    for entry in lines_of(path):
+    for entry in read(path):
         rank = (int(entry["cell"].get("width", 0)), int(entry.get("step") or 0))
         if best is None or rank >= best[0]:
             best = (rank, entry["png"])
     return base64.b64decode(best[1]) if best else None
-
-
-def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file with one JSON a line; the last may be half a line."""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
 
 
 def machine() -> Record:
@@ -278,7 +262,7 @@ class Chapters:
         """Return for each chapter what its cells did, and how far its claims' numbers are off."""
         results = {}
         for name, process in self.running.items():
-            cells = list(lines_of(self.scratch / f"chapter-{name}.jsonl"))
+            cells = list(read(self.scratch / f"chapter-{name}.jsonl"))
             stored = json.loads((ROOT / "book" / f"{name}.ipynb").read_text(encoding="utf-8"))
             log = (
                 (self.scratch / f"chapter-{name}.log")
@@ -341,7 +325,7 @@ def pooled(names: list[str], scratch: Path, deadline: float, workers: int, *, ti
     print(step.stdout, step.stderr[-3000:], flush=True)
     counted = {}
     for name in dict.fromkeys(names):
-        entries = list(lines_of(scratch / f"{name}.jsonl"))
+        entries = list(read(scratch / f"{name}.jsonl"))
         counted[name] = {
             "cells": sum("seconds" in entry for entry in entries),
             "rows": sum("row" in entry for entry in entries),

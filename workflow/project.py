@@ -6,6 +6,7 @@ import ast
 import contextlib
 import errno
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,17 @@ def written(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_appendix(chapter: str) -> bool:
+    """Tell whether a notebook, as 03a_…, belongs to a chapter: it has no claims and no exercises.
+
+    Examples
+    --------
+    >>> is_appendix("03a_more_on_the_norm"), is_appendix("03_power_iteration")
+    (True, False)
+    """
+    return re.match(r"\d\d_", chapter) is None
 
 
 def chapters() -> list[str]:

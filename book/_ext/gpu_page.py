@@ -26,11 +26,22 @@ class GpuRecord(SphinxDirective):
         if path.exists():
             record = json.loads(path.read_text(encoding="utf-8"))
             text = markdown(record)
+            if "grid" in record:
+                text += f"\n\n{GRID.replace('PIXELS', record['grid'])}"
         parent = nodes.section()
         parent.document = self.state.document
         lines = StringList(text.splitlines(), self.get_source_info()[0])
         self.state.nested_parse(lines, 0, parent)
         return parent.children
+
+
+GRID = """## The widest networks' images
+
+```{figure} data:image/png;base64,PIXELS
+:alt: Faces in four rows of eight, blurred, some with hair or a collar, a fine grid over all.
+
+From the widest generator of the study of panels, as far as it came; a latent a picture.
+```"""
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -20,14 +20,22 @@ from lipbook.notebook import claims
 from workflow import execute
 from workflow.notebooks import IGNORED, faults, normalize, story_faults, typed_numbers, write
 from workflow.parameters import _TYPES, other_seed
-from workflow.project import CHECKED, ROOT, WorkflowError, chapters, read_notebook, source
+from workflow.project import (
+    CHECKED,
+    ROOT,
+    WorkflowError,
+    chapters,
+    is_appendix,
+    read_notebook,
+    source,
+)
 
 #: Chapters that tell a story, with the code folded that is not the mathematics.
 STORIES = ["01_lipschitz_constraint", "02_matrix_norms", "03_power_iteration"]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
-#: Without the appendices, 03a_… and the like, which have neither claims nor exercises nor summary.
+#: Without the appendices, which have neither claims nor exercises nor summary.
 every_story = pytest.mark.parametrize(
-    "chapter", [name for name in chapters() if re.match(r"\d\d_", name)]
+    "chapter", [name for name in chapters() if not is_appendix(name)]
 )
 
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}

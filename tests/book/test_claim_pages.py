@@ -15,6 +15,8 @@ from lipbook.notebook import results
 from lipbook.notebook.catalogue import VERDICTS
 from workflow.project import BOOK, CHECKED
 
+SITE = CHECKED / "html"
+
 
 def _html() -> ModuleType:
     path = BOOK / "_ext" / "claim_html.py"
@@ -132,7 +134,7 @@ def test_the_sentence_about_evidence_counts():
 
 
 def page(name: str) -> BeautifulSoup:
-    path = CHECKED / "html" / BOOK.name / f"{name}.html"
+    path = SITE / BOOK.name / f"{name}.html"
     if not path.exists():
         pytest.fail("there is no site: run `make book` first")
     return parsed(path.read_text(encoding="utf-8"))
@@ -157,10 +159,8 @@ def test_every_checked_claim_has_a_card_with_its_review():
 def test_the_data_and_its_schema_lie_beside_the_pages():
     links = [a["href"] for a in page("ledger").select("a[href*='_static/claims']")]
     assert links == ["../_static/claims.json", "../_static/claims.schema.json"]
-    assert results.load(CHECKED / "html" / "_static" / "claims.json") == built()
-    schema = json.loads(
-        (CHECKED / "html" / "_static" / "claims.schema.json").read_text(encoding="utf-8")
-    )
+    assert results.load(SITE / "_static" / "claims.json") == built()
+    schema = json.loads((SITE / "_static" / "claims.schema.json").read_text(encoding="utf-8"))
     assert schema == results.schema()
 
 
@@ -170,7 +170,7 @@ def ledger(browser):
     opened = browser.new_page()
 
     def at(more: str = ""):
-        opened.goto((CHECKED / "html" / BOOK.name / "ledger.html").as_uri() + more)
+        opened.goto((SITE / BOOK.name / "ledger.html").as_uri() + more)
         return opened
 
     yield at
@@ -198,7 +198,7 @@ def test_a_link_opens_its_row_and_a_query_chooses(ledger):
 def test_without_a_script_the_ledger_is_one_list(browser):
     context = browser.new_context(java_script_enabled=False)
     opened = context.new_page()
-    opened.goto((CHECKED / "html" / BOOK.name / "ledger.html").as_uri())
+    opened.goto((SITE / BOOK.name / "ledger.html").as_uri())
     assert opened.locator(".claim-row:visible").count() == len(built().claims)
     assert not opened.locator(".claim-filters").is_visible()
     context.close()
