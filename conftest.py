@@ -47,8 +47,10 @@ def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let no test, and no doctest, see which ones ran before it in the same process.
 
     A weight that is drawn without a generator would be another one in another order, and sums
-    round otherwise in another number of threads. One is what a worker beside others has.
+    round otherwise in another number of threads. One is what a worker beside others has. What a
+    test's libraries add to the environment (torch.compile the place of its cache) goes with it.
     """
+    environ = set(os.environ)
     monkeypatch.setattr(runtime, "_current", None)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -58,6 +60,8 @@ def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with POOLS.limit(limits=1):  # and as it was, at the end
         yield
     torch.set_deterministic_debug_mode(strictness)
+    for name in set(os.environ) - environ:
+        del os.environ[name]
 
 
 @pytest.hookimpl(wrapper=True)
