@@ -176,7 +176,9 @@ def frozen_copy(module: nn.Module) -> nn.Module:
         for part in list(twin.modules()):
             if parametrize.is_parametrized(part):
                 _bake(part)
-        return twin.requires_grad_(False)
+        for parameter in twin.parameters():  # one by one: a scripted module cannot do it
+            parameter.requires_grad_(False)
+        return twin
 
 
 def _bake(part: Any) -> None:

@@ -501,6 +501,8 @@ class _Sample:
                 "that returns one of its results, or all of them joined by torch.cat"
             )
         rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
+        if bool(images.isnan().any()):
+            raise UncertifiedError("module returns NaN for a random input")
         loose = 1e-6 if dtype == torch.float64 else 1e-2
         if rows is None or not _close(rows[:1], single, loose):
             raise UncertifiedError(

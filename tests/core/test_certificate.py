@@ -351,6 +351,8 @@ def test_weights_that_a_hook_or_a_parametrization_computes():
     twice = nn.Sequential(layer, layer)
     squared = torch.linalg.matrix_norm(layer.weight.detach() @ layer.weight.detach(), 2).item()
     assert lipschitz_certificate(twice, (4,)).value == pytest.approx(squared, rel=1e-5)
+    scripted = torch.jit.script(nn.Sequential(layer, nn.ReLU()))
+    assert lipschitz_certificate(scripted, (4,)).value == pytest.approx(norm, rel=1e-5)
     half = copy.deepcopy(layer).bfloat16()
     assert lipschitz_certificate(half, (4,)).value == pytest.approx(norm, rel=1e-2)
 
@@ -403,6 +405,7 @@ def test_bounds_on_a_ball():
         (Function(lambda x: torch.from_numpy(x.numpy())), {}, TypeError, "'numpy' is not known"),
         (Function(lambda x: torch.tensor(x.tolist())), {}, TypeError, "'tolist' is not known"),
         (Function(elsewhere), {}, TypeError, "is below a slope of 3"),
+        (Function(lambda x: x.log()), {}, TypeError, "returns NaN for a random input"),
         (nn.Bilinear(4, 4, 2), {}, ValueError, "does not take inputs"),
         (Function(lambda x, f: f(x, x), nn.Bilinear(4, 4, 2)), {}, TypeError, "'_trilinear'"),
         (nn.Linear(3, 2), {}, ValueError, r"does not take inputs of shape \(4,\)"),
