@@ -7,7 +7,15 @@
 import os
 
 from workflow.parameters import for_chapter
-from workflow.project import chapters, claims_beside, claims_of, modules_used, pages, source
+from workflow.project import (
+    chapters,
+    claims_beside,
+    claims_of,
+    modules_used,
+    pages,
+    source,
+    studies_told,
+)
 from workflow.stage import repository_url
 
 
@@ -93,6 +101,7 @@ rule stage:
         executed=EXECUTED,
         claims=f"{OUT}/claims.json",
         pages=HERE(pages()),
+        studies=HERE(studies_told()),
         settings=["_config.yml", "_toc.yml"],
     params:
         repository=repository_url(),

@@ -105,6 +105,11 @@ def pages() -> list[Path]:
     return [path for path in _files_in(BOOK) if path.suffix != ".ipynb"]
 
 
+def studies_told() -> list[Path]:
+    """Return the modules of the studies, whose docstrings their pages tell."""
+    return sorted(path for path in (ROOT / "studies").glob("*.py") if path.name[0] != "_")
+
+
 def inputs() -> list[Path]:
     """Return every file that a step may read: pages, chapters, code, settings."""
     folders = [BOOK, *(ROOT / package for package in PACKAGES)]
@@ -161,7 +166,8 @@ def _tables(file: Path) -> list[Path]:
     """Return the stored table and the provenance of a study, if `file` is one that was run."""
     if file.parent.name != STUDIES.name:
         return []
-    return [path for path in sorted(STUDIES.glob(f"{file.stem}.*")) if path.is_file()]
+    stored = (STUDIES / f"{file.stem}{ending}" for ending in (".csv", ".json"))
+    return [path for path in stored if path.is_file()]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from workflow.project import BOOK, ROOT, pages
+from workflow.project import BOOK, ROOT, pages, studies_told
 
 
 def repository_url() -> str:
@@ -52,6 +52,10 @@ def stage(executed: Sequence[Path], claims: Path, target: Path, repository: str 
         shutil.copy2(path, copy)
     for fresh in (*executed, claims):
         shutil.copy2(fresh, book)
+    for told in studies_told():
+        copy = partial / told.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy2(told, copy)
     shutil.copy2(ROOT / "_toc.yml", partial)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     if repository:

@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Iterable
 
-from lipbook.notebook.catalogue import NOT_TESTED, QUESTION
+from lipbook.notebook.catalogue import NOT_TESTED, QUESTION, Criterion
 from lipbook.notebook.results import Entry, Finding
 
 ARTICLE = "https://kexue.fm/archives/6051"
@@ -70,7 +70,10 @@ def details(entry: Entry) -> str:
         found = [criterion(finding) for finding in entry.criteria if finding.role == role]
         if found:
             parts.append(f"<p>{heading}</p><ul>{''.join(found)}</ul>")
-    parts += [_seeds(entry), _flip(entry), _run(entry)]
+    if entry.planned:
+        items = "".join(map(planned, entry.planned))
+        parts.append(f"<p>Planned, and not measured yet</p><ul>{items}</ul>")
+    parts += [_tables(entry), _seeds(entry), _flip(entry), _run(entry)]
     return "".join(parts)
 
 
@@ -84,12 +87,19 @@ def criterion(finding: Finding) -> str:
         notes.append(f"p {_p(finding.p)} after Holm")
     notes.append(_STATES[finding.state])
     notes += [_ORDERS[s.order].format(**s.model_dump()) for s in finding.stated]
-    if finding.after_the_fact:
+    if finding.after_the_fact and not any(s.order == "after" for s in finding.stated):
         notes.append("stated after the fact")
     notes += [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
     if finding.source:
         notes.append(finding.source)
     return f'<li>{text(words)} <span class="claim-notes">{text("; ".join(notes))}</span></li>'
+
+
+def planned(criterion: Criterion) -> str:
+    """Return a criterion that waits for its table as an item of a list."""
+    notes = f"{criterion.kind}; would be what {criterion.role}; not measured yet"
+    words = f"{criterion.quantity} {criterion.rule}"
+    return f'<li>{text(words)} <span class="claim-notes">{notes}</span></li>'
 
 
 def evidence_sentence(counts: dict[str, int]) -> str:
@@ -167,6 +177,12 @@ def _paragraph(heading: str, content: str) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def _tables(entry: Entry) -> str:
+    """Return links to the pages of the studies that a claim rests on."""
+    links = ", ".join(f'<a href="studies/{name}.html">{name}</a>' for name in entry.studies)
+    return f"<p><em>Measured in the study:</em> {links}</p>" if links else ""
 
 
 def _seeds(entry: Entry) -> str:

@@ -117,6 +117,8 @@ class Entry(_Data):
     """Where it is checked: a page, and the place on it."""
     run: Run | None = None
     criteria: tuple[Finding, ...]
+    planned: tuple[Criterion, ...] = ()
+    """Criteria of a study that has not been measured yet."""
     seeds: Seeds | None = None
     flip: Flip | None = None
 
@@ -172,7 +174,7 @@ def collect(executed: Sequence[Path], stored: Sequence[Path], book: Path) -> Res
         old = kept.get(claim.id, {}) if own_run else {}
         entries.append(
             Entry(
-                **claim.model_dump(exclude={"criteria", "planned", "verdict"}),
+                **claim.model_dump(exclude={"criteria", "verdict"}),
                 verdict=record.get("verdict", "not tested"),
                 catalogued=claim.verdict,
                 stored=old.get("verdict", ""),

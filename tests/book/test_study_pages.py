@@ -1,0 +1,133 @@
+"""The pages of the long studies: what they say of a study with a table, and of one without."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+import studies
+from lipbook.notebook import results
+from workflow.project import BOOK, CHECKED, ROOT
+
+
+def _extension(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BOOK / "_ext" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+for needed in ("claim_html", "claim_pages"):
+    _extension(needed)
+study_page = _extension("study_page")
+
+MODULE = '''"""A study of ``toys``, by :func:`cells`.
+
+Cost: guessed.
+"""
+CLAIMS = ("T1",)
+
+
+def watch(kind, seed):
+    raise RuntimeError("a page runs no study")
+'''
+FACTS = {"measured": "2026-11-27T20:00:00", "cells": 4, "rows": 4, "minutes on one core": 0.2}
+FACTS |= {"checked again": "2 cells on 2026-11-28", "code": {"watch": "0f", "cells": "1e"}}
+FACTS |= {"criteria": {"commit": "abc1234567890", "digests": {"T1": {}}}}
+CRITERION = {"quantity": "size", "kind": "measured", "relation": "<", "bound": 1.0}
+STATED = [{"study": "toy", "measured": "2026-11-27", "order": "after"}]
+WORDS = ("scope", "finding", "reason", "decisive", "counterexample", "corrected", "test", "figure")
+ENTRY = {"id": "T1", "chapter": "01_tiny", "section": "S", "equations": [], "kind": "experiment"}
+ENTRY |= {"says": "Toys are small.", "verdict": "holds", "catalogued": "holds"}
+ENTRY |= dict.fromkeys(WORDS, "")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a study and its table."""
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "toy.py").write_text(MODULE)
+    tables = tmp_path / "book" / "studies"
+    tables.mkdir(parents=True)
+    rows = [(kind, seed, 7.5) for kind in ("bear", "ball") for seed in (0, 1)]
+    pd.DataFrame(rows, columns=["kind", "seed", "size"]).to_csv(tables / "toy.csv", index=False)
+    (tables / "toy.json").write_text(json.dumps(FACTS))
+    return tmp_path
+
+
+def told(root: Path, **entry: object) -> str:
+    judged = {"id": "small", "role": "decides", "stated": STATED, **CRITERION}
+    elsewhere = {**judged, "id": "other", "quantity": "elsewhere", "stated": []}
+    fields = {**ENTRY, "studies": ["toy"], "criteria": [judged, elsewhere], **entry}
+    found = results.Results(claims=[results.Entry(**fields)])
+    return study_page.markdown(study_page.read(root, "toy"), found)
+
+
+def test_a_page_tells_protocol_criteria_table_and_origin(root):
+    text = told(root)
+    assert "A study of `toys`, by `cells`." in text
+    assert "4 rows of 4 cells, 3 columns: {download}`toy.csv <toy.csv>`" in text
+    assert "| `kind` | set | ball, bear |" in text
+    assert "| `size` | found | 7.5 |" in text
+    assert "| measured | 2026-11-27 |" in text
+    assert "| checked again | 2 cells on 2026-11-28 |" in text
+    assert "| code | 2 definitions, each with its digest |" in text
+    shown = BeautifulSoup(text, "html.parser").get_text()
+    assert "size < 1 measured; not measured; stated after the table of toy was measured" in shown
+    assert "elsewhere" not in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "3 s of one core in the mean, the 4 cells 12 s. A thousand seeds of every cell"),
+        ({}, "where the table has 2, would take 1.7 h."),
+        (
+            {"device": "a card", "workers": 3, "minutes of all workers": 40},
+            "10 min of one of the 3 workers on an a card in the mean, the 4 cells 40 min",
+        ),
+    ],
+)
+def test_a_page_tells_the_cost(root, facts, words):
+    known = {k: v for k, v in FACTS.items() if not (facts and k == "minutes on one core")}
+    (root / "book" / "studies" / "toy.json").write_text(json.dumps(known | facts))
+    assert words in told(root)
+
+
+def test_without_a_table_a_page_says_so_and_what_waits(root):
+    (root / "book" / "studies" / "toy.csv").unlink()
+    planned = {"id": "later", "role": "confines", **CRITERION}
+    text = told(root, studies=[], planned=[planned])
+    assert "## Not measured yet" in text
+    assert "## The table" not in text
+    assert "would be what confines; not measured yet" in text
+
+
+def test_every_study_has_a_page_in_the_contents():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    (part,) = [part for part in contents["parts"] if part["caption"] == "Appendices"]
+    (index,) = [c for c in part["chapters"] if c["file"] == "book/studies/index"]
+    listed = [Path(section["file"]).name for section in index["sections"]]
+    assert sorted(listed) == studies.names()
+    for name in listed:
+        text = (BOOK / "studies" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"```{{study}} {name}\n" in text
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_a_built_page_has_its_table(name):
+    path = CHECKED / "html" / BOOK.name / "studies" / f"{name}.html"
+    if not path.exists():
+        pytest.fail("there is no site: run `make book` first")
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    files = [link["href"] for link in page.select("a.download")]
+    assert len(files) == 2 * (studies.folder() / f"{name}.csv").exists()
