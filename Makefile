@@ -47,7 +47,7 @@ flips: $(READY) ## plant a world for every claim in which the truth is otherwise
 	@$(RUN) -m workflow flips -- $(call option,ID)
 
 seeds: $(READY) ## run chapters at seeds that nobody used yet (SEEDS=20 CHAPTERS="name name" PROFILE=name)
-	@$(RUN) -m workflow seeds --cores $(call quote,$(CORES)) $(call option,SEEDS,--seeds) $(call option,PROFILE,--profile) -- $(if $(call given,CHAPTERS),$(CHAPTERS))
+	@$(RUN) -m workflow seeds --cores $(call quote,$(CORES)) $(call option,SEEDS,--seeds) $(call option,PROFILE,--profile) -- $(call option,CHAPTERS)
 
 refresh: $(READY) ## format and re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(call quote,$(CORES)) -- $(call option,CHAPTER)

@@ -95,7 +95,7 @@ def _add_claims(commands: Any) -> None:
     claim.set_defaults(command=_claim)
 
     seeds = commands.add_parser("seeds", help="run chapters at seeds that nobody used yet")
-    seeds.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
+    seeds.add_argument("chapters", nargs="?", default="", help='"one two", all of them by default')
     seeds.add_argument("--seeds", default="20")
     seeds.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
     seeds.add_argument("--cores", default=_CORES)
@@ -175,7 +175,7 @@ def _seeds(options: argparse.Namespace) -> None:
     from workflow import graph, seeds
 
     cores, count = _number("CORES", options.cores), _number("SEEDS", options.seeds)
-    chosen = options.chapters or chapters()
+    chosen = options.chapters.split() or chapters()
     if unknown := set(chosen) - set(chapters()):
         raise WorkflowError(f"no chapter {sorted(unknown)[0]!r}; there are {', '.join(chapters())}")
     targets = [f"build/seeds/{name}/{seed}.json" for name in chosen for seed in seeds.seeds(count)]

@@ -108,7 +108,8 @@ def records(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _contradiction(claim: Claim, word: str, because: list[Outcome]) -> str:
     lines = [f"\n    {o.criterion.role} {o.criterion.id} ({o.state}): {o}" for o in because]
     says = f"claims.yml says {claim.verdict!r}, its criteria speak for {word!r}"
-    return f"{claim.id}: {says}" + (", by" + "".join(lines) if lines else ": it has none")
+    why = "what decides it is planned" if claim.planned else "it has none"
+    return f"{claim.id}: {says}" + (", by" + "".join(lines) if lines else f": {why}")
 
 
 def _record(claim: Claim, word: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -218,14 +218,18 @@ def verdict(claim: Claim, outcomes: Sequence[Outcome]) -> tuple[str, list[Outcom
     4. one that ``decides`` is reversed: *fails as printed* if it is proved or computed,
        *not reproduced here* if it is measured or published;
     5. one that ``decides`` is undecided: *undecided*;
-    6. one that ``confines`` is met: *holds with caveats*;
+    6. one that ``confines`` is met, or a planned one that ``decides`` has not been measured yet:
+       *holds with caveats*;
     7. else *holds*.
+
+    With a planned criterion that decides an open question is *undecided*.
     """
     if not outcomes:
         return NOT_TESTED, []
+    waiting = any(criterion.role == "decides" for criterion in claim.planned)
     if claim.kind == QUESTION:
         open_ones = [o for o in outcomes if o.state == "undecided"]
-        return (UNDECIDED, open_ones) if open_ones else (ANSWERED, list(outcomes))
+        return (UNDECIDED, open_ones) if open_ones or waiting else (ANSWERED, list(outcomes))
     deciding = [o for o in outcomes if o.criterion.role == "decides"]
     reversed_ones = [o for o in deciding if o.state == "reversed"]
     certain = [o for o in reversed_ones if o.criterion.kind in ("proved", "computed")]
@@ -236,7 +240,9 @@ def verdict(claim: Claim, outcomes: Sequence[Outcome]) -> tuple[str, list[Outcom
         (UNDECIDED, [o for o in deciding if o.state == "undecided"]),
         (CAVEATS, [o for o in outcomes if o.criterion.role == "confines" and o.state == "met"]),
     )
-    return next(((word, because) for word, because in rules if because), (HOLDS, deciding))
+    if found := next(((word, because) for word, because in rules if because), None):
+        return found
+    return (CAVEATS, []) if waiting else (HOLDS, deciding)
 
 
 def _state(criterion: Criterion, values: tuple[float, ...], p: float | None) -> State:

@@ -151,6 +151,23 @@ def test_without_criteria_nothing_is_tested(kind):
     assert verdicts.verdict(claim(kind=kind), []) == (NOT_TESTED, [])
 
 
+@pytest.mark.parametrize(
+    ("kind", "role", "state", "word"),
+    [
+        ("experiment", "decides", "met", CAVEATS),
+        ("experiment", "confines", "met", HOLDS),
+        ("experiment", "decides", "reversed", NOT_REPRODUCED),
+        (QUESTION, "decides", "met", UNDECIDED),
+        (QUESTION, "confines", "met", ANSWERED),
+    ],
+)
+def test_what_is_planned_and_would_decide_leaves_nothing_plain(kind, role, state, word):
+    asked, later = criterion(), criterion(id="later", role=role)
+    one = claim(asked, kind=kind).model_copy(update={"planned": (later,)})
+    outcomes = verdicts.judge(one, {"x": VALUES[state]})
+    assert verdicts.verdict(one, outcomes)[0] == word
+
+
 def test_the_verdict_names_the_criteria_that_made_it():
     one = claim(
         criterion(id="fine"),
