@@ -16,6 +16,7 @@ given = $(filter command line,$(origin $1))
 OURS := ID SEEDS CHAPTERS PROFILE PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
 NAMES := $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$v),$v))
 PARAMETERS := $(foreach v,$(sort $(NAMES)),$(call quote,$v=$(value $v)))
+otherwise = $(call quote,$(if $(call given,$1),$(value $1),$2))
 option = $(if $(call given,$1),$2 $(call quote,$(value $1)))
 unexport $(filter PYTHON%,$(.VARIABLES))
 
@@ -60,21 +61,22 @@ serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(call option,PORT,--port)
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
-	@for name in $(BENCH); do OMP_NUM_THREADS=1 $(RUN) -m benchmarks.$$name || exit 1; done
+	@for name in $(foreach name,$(BENCH),$(call quote,$(name))); do OMP_NUM_THREADS=1 $(RUN) -m "benchmarks.$$name" || exit 1; done
 
 gpu-kit: $(READY) ## gather the wheels that `make gpu` needs on a machine without a network (PYTHON_VERSION=3.12)
-	@$(RUN) -m workflow gpu-kit $(PYTHON_VERSION)
+	@$(RUN) -m workflow gpu-kit $(if $(call given,PYTHON_VERSION),$(call quote,$(value PYTHON_VERSION)))
 
 # Where the Python named by PYTHON has a torch with CUDA, that one runs it, with the kit's wheels: no .venv.
+gpu: GPU = --minutes $(call otherwise,MINUTES,8) --out $(call otherwise,OUT,build/gpu)
 gpu: ## run the book on a GPU into one record (MINUTES=8 OUT=build/gpu PYTHON=python3)
-	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then \
+	@if $(call quote,$(PYTHON)) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then \
 	  if ls build/gpu-kit/wheels/*.whl > /dev/null 2>&1; then \
-	    $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/gpu-site build/gpu-kit/wheels/*.whl || exit 1; fi; \
-	  PYTHONPATH="$(CURDIR)/build/gpu-site:$(CURDIR)" $(PYTHON) -m workflow.gpu --minutes $(or $(MINUTES),8) --out "$(or $(OUT),build/gpu)"; \
-	else $(MAKE) --no-print-directory $(READY) && $(RUN) -m workflow.gpu --minutes $(or $(MINUTES),8) --out "$(or $(OUT),build/gpu)"; fi
+	    $(call quote,$(PYTHON)) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/gpu-site build/gpu-kit/wheels/*.whl || exit 1; fi; \
+	  PYTHONPATH="$(CURDIR)/build/gpu-site:$(CURDIR)" $(call quote,$(PYTHON)) -m workflow.gpu $(GPU); \
+	else $(MAKE) --no-print-directory $(READY) && $(RUN) -m workflow.gpu $(GPU); fi
 
 gpu-record: $(READY) ## keep what `make gpu` wrote: record, picture and tables (FROM=build/gpu)
-	@$(RUN) -m workflow gpu-record "$(or $(FROM),build/gpu)"
+	@$(RUN) -m workflow gpu-record $(call otherwise,FROM,build/gpu)
 
 lock: ## pin anew what pyproject.toml asks for, in requirements.lock
 	rm -rf build/lock && $(call quote,$(PYTHON)) -m venv build/lock

@@ -237,9 +237,34 @@ def test_a_value_reaches_the_program_as_it_was_given(doors):
     assert done.stdout.splitlines()[0].endswith(f"<--><IMAGE_DIR={odd}>")
 
 
+@pytest.mark.parametrize(
+    ("door", "name"),
+    [
+        ("claim", "ID"),
+        ("flips", "ID"),
+        ("seeds", "CHAPTERS"),
+        ("seeds", "PROFILE"),
+        ("refresh", "CHAPTER"),
+        ("study", "STUDY"),
+        ("serve", "PORT"),
+        ("gpu-kit", "PYTHON_VERSION"),
+        ("gpu-record", "FROM"),
+        ("gpu", "OUT"),
+        ("gpu", "MINUTES"),
+    ],
+)
+def test_an_odd_value_is_one_argument(doors, door, name):
+    odd = """a; (b) 'q' "d" & $x"""
+    done = run("make", door, f"{name}={odd}", "PYTHON=no-such-python", cwd=doors)
+    assert f"<{odd}>" in done.stdout, done.stderr
+    assert "<a>" not in done.stdout
+
+
 def test_what_the_shell_calls_the_same_is_not_meant(doors, monkeypatch):
     for name in ("PORT", "STUDY", "CHECK", "CHAPTER", "SEED", "CORES", "PYTHONHOME", "PYTHON"):
         monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("FROM", "3")
+    assert run("make", "gpu-record", cwd=doors).stdout == "<-m><workflow><gpu-record><build/gpu>\n"
     assert run("make", "serve", cwd=doors).stdout == "<-m><workflow><serve>\n"
     refresh = run("make", "refresh", "CORES=2", cwd=doors).stdout
     assert refresh == "<-m><workflow><refresh><--cores><2><-->\n"
