@@ -67,7 +67,7 @@ def measure(layer: str, route: str, seed: int, threads: int) -> dict[str, float]
     shape, size, stride = LAYERS[layer]
     kernel = torch.randn(*shape, generator=run.generator(0))
     small = torch.randn(2, 2, 3, 3)
-    ROUTES[route](small, 8, 1)  # what is loaded once does not count
+    ROUTES[route](small, 48, 1)  # what is loaded once does not count
     values: list[float] = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     took = seconds(lambda: values.append(ROUTES[route](kernel, size, stride)), run)

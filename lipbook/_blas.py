@@ -141,6 +141,22 @@ def is_moderate(gram: Array) -> bool:
     return bool(2.0**-40 <= largest <= 2.0**40)  # the sum of squares of a column; NaN fails
 
 
+def is_in_range(matrix: Array) -> bool:
+    """Whether all entries are finite and the largest needs no scaling, as `split_scale` has it."""
+    return bool(2.0**-16 <= max(matrix.max(), -matrix.min()) <= 2.0**16)  # NaN fails
+
+
+def stretched(tall: Array, right: Array) -> tuple[float, Array]:
+    """Return the length of ``W v`` for the unit vector of v, and its direction, or 0."""
+    nrm2 = _ROUTINES[right.dtype.char][-1]
+    right /= nrm2(right)
+    left = tall @ right
+    length = nrm2(left)  # summed in a wider format: torch's sum would lose 1e-5 on a million
+    if length > 0:
+        left /= length
+    return length, left
+
+
 def top_eigenvector(symmetric: Array) -> Array:
     """Return the vector of the largest eigenvalue of a matrix, of which the upper triangle counts.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -74,27 +74,27 @@ class _Convolution(NamedTuple):
 
     def adjoint(self, results: Tensor) -> Tensor:
         """Apply the adjoint to what a call may return, without a graph."""
-        every = tuple(len(self.starts(axis)) for axis in range(len(self.size)))
-        if every != self.outputs:
-            last_axis_first = zip(reversed(every), reversed(self.outputs), strict=True)
-            ends = [end for all_, some in last_axis_first for end in (0, all_ - some)]
-            results = F.pad(results, ends)
-        padded = list(self.size)
-        if not any(self.own_pads):
-            padded = [len(self.padded(axis)) for axis in range(len(self.size))]
-        images: Tensor = torch.ops.aten.convolution_backward(
+        every = [len(self.starts(axis)) for axis in range(len(self.size))]
+        ends = [(0, some - kept) for some, kept in zip(every, self.outputs, strict=True)]
+        if any(more for _, more in ends):
+            results = F.pad(results, [end for pair in reversed(ends) for end in pair])
+        # What the last window leaves of the padded axis is not reached, and has to be told.
+        left = [self.reach(axis) % self.stride[axis] for axis in range(len(self.size))]
+        transpose: Callable[..., Tensor] = (
+            F.conv_transpose1d,
+            F.conv_transpose2d,
+            F.conv_transpose3d,
+        )[len(self.size) - 1]
+        images = transpose(
             results,
-            results.new_empty(()).expand(1, self.input_shape[0], *padded),
             self.kernel,
             None,
             self.stride,
             self.own_pads,
-            self.dilation,
-            False,
-            (0,),
+            left,
             self.groups,
-            (True, False, False),
-        )[0]
+            self.dilation,
+        )
         return self.unpad(images)
 
     def pad(self, images: Tensor) -> Tensor:
@@ -146,9 +146,12 @@ class _Convolution(NamedTuple):
 
     def starts(self, axis: int) -> Tensor:
         """First padded cell of each window along an axis, whether or not its output is kept."""
+        return torch.arange(0, self.reach(axis) + 1, self.stride[axis])
+
+    def reach(self, axis: int) -> int:
+        """Last padded cell at which a window could start."""
         extent = self.dilation[axis] * (self.kernel.shape[2 + axis] - 1) + 1
-        last = self.size[axis] + sum(self.pads[axis]) - extent
-        return torch.arange(0, last + 1, self.stride[axis])
+        return self.size[axis] + sum(self.pads[axis]) - extent
 
     def windows(self, axis: int) -> Tensor:
         """Input cell that each tap of each output reads, shape (outputs, taps)."""
@@ -284,30 +287,44 @@ class _Search:
         shapes = (conv.input_shape, conv.output_shape)
         self.from_inputs = math.prod(shapes[0]) <= math.prod(shapes[1])
         self.shape = (1, *shapes[0 if self.from_inputs else 1])
-        n = math.prod(self.shape)
-        self.spans = n <= _SMALL
-        start = random_start(n, like=conv.kernel)
+        self.n = math.prod(self.shape)
+        self.spans = self.n <= _SMALL
         self.vectors: KrylovBasis | _Recurrence
-        self.vectors = (KrylovBasis if self.spans else _Recurrence)(self.normal, start)
+        if self.spans:
+            self.vectors = KrylovBasis(self.normal, random_start(self.n, like=conv.kernel))
+        else:
+            self.vectors = _Recurrence(self.normal, self.n, like=conv.kernel)
 
     def normal(self, x: Tensor) -> Tensor:
         """Apply the convolution and its adjoint, in the order that leads back."""
         products = self.conv.__call__, self.conv.adjoint
         there, back = products if self.from_inputs else reversed(products)
         with torch.backends.cudnn.flags(allow_tf32=False):
-            return back(there(x.view(self.shape))).flatten()
+            return self.vector(back(there(self.images(x))))
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return a vector as images; large ones with the channels of a pixel side by side.
+
+        So oneDNN reads and writes them, which otherwise makes a copy of each.
+        """
+        if self.spans:
+            return x.view(self.shape)
+        return x.view(1, *self.shape[2:], self.shape[1]).movedim(-1, 1)
+
+    def vector(self, images: Tensor) -> Tensor:
+        """Return images as a vector."""
+        return (images if self.spans else images.movedim(1, -1)).flatten()
 
     def run(self, rtol: float) -> tuple[float, NDArray[np.float64]]:
         """Return the squared norm and what `image` needs."""
-        n = math.prod(self.shape)
-        steps = n if self.spans else 2 * n
+        steps = self.n if self.spans else 2 * self.n
         dtype = self.conv.kernel.dtype
-        top = top_of_krylov(self.vectors.advance, n, dtype, rtol, steps, spans=self.spans)
+        top = top_of_krylov(self.vectors.advance, self.n, dtype, rtol, steps, spans=self.spans)
         return top.theta, top.weights
 
     def image(self, weights: NDArray[np.float64]) -> Tensor:
         """Return the top right vector as a unit image, or 0."""
-        top = self.vectors.combine(weights).view(self.shape)
+        top = self.images(self.vectors.combine(weights))
         if not self.from_inputs:
             top = self.conv.adjoint(top)
         length = math.sqrt(_dot(top, top))
@@ -321,19 +338,21 @@ class _Recurrence:
     made by going the same steps again.
     """
 
-    def __init__(self, apply: Callable[[Tensor], Tensor], start: Tensor) -> None:
-        self.apply, self.n, self.like = apply, start.numel(), start.new_empty(0)
+    def __init__(self, apply: Callable[[Tensor], Tensor], n: int, like: Tensor) -> None:
+        self.apply, self.n, self.like = apply, n, like
         self._begin()
 
     def _begin(self) -> None:
         self.rest = random_start(self.n, like=self.like)
-        self.last = torch.zeros_like(self.rest)
         self.residual = math.sqrt(_dot(self.rest, self.rest))
+        self.last: Tensor | None = None
 
     def advance(self) -> tuple[float, float]:
         """Take the next vector in, and return what `top_of_krylov` asks for."""
         before, self.last = self.last, self.rest.div_(self.residual)
-        image = self.apply(self.last).sub_(before, alpha=self.residual)
+        image = self.apply(self.last)
+        if before is not None:
+            image.sub_(before, alpha=self.residual)
         overlap = _dot(self.last, image)
         self.rest = image.sub_(self.last, alpha=overlap)
         self.residual = math.sqrt(_dot(self.rest, self.rest))
@@ -345,7 +364,7 @@ class _Recurrence:
         total = torch.zeros_like(self.rest)
         for weight in weights.tolist():
             self.advance()
-            total.add_(self.last, alpha=weight)
+            total.add_(cast(Tensor, self.last), alpha=weight)
         return total
 
 

@@ -29,7 +29,7 @@ _GRAM_LIMIT = 160  # shorter side up to which a Gram matrix beats Lanczos (bench
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
 _FIRST_CHECK = 16  # steps before the first look, which suffice where there is a gap
 _LONG_SIDE = 4  # ratio of the sides from which on a Gram matrix repays if they do not
-_LONG = 4096  # entries up to which a sum of squares in float32 is right to 1e-7
+_DTYPES = {"f": torch.float32, "d": torch.float64}  # by NumPy's characters
 _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
 
 
@@ -402,14 +402,16 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
         raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
     if method == "svd":
         return induced_norm(matrix, 2)
-    quick = _quickly(matrix) if method in ("auto", "gram") else None
-    if quick is not None:
-        return quick
-    unit, scale = split_scale(matrix)
-    with torch.no_grad():
-        right = _top_right(_tall(unit), method, rtol)
-    sigma = _length(_apply(first_order(_tall(unit)), right))
-    return (sigma * scale).to(matrix.dtype)
+    unit, scale = matrix, None
+    top = _by_blas(matrix, method, rtol)
+    if top is None:
+        unit, scale = split_scale(matrix)
+        with torch.no_grad():
+            top = _top(unit, method, rtol)
+    sigma = top.sigma
+    if unit.requires_grad and torch.is_grad_enabled():
+        sigma = _Attached.apply(_tall(unit), *top)  # type: ignore[no-untyped-call]
+    return sigma if scale is None else (sigma * scale).to(matrix.dtype)
 
 
 def spectral_norm_bounds(matrix: Tensor, *, n_squarings: int = 10) -> NormBounds:
@@ -479,28 +481,27 @@ def spectral_norm_bounds(matrix: Tensor, *, n_squarings: int = 10) -> NormBounds
     return NormBounds(lower * scale, upper * scale)
 
 
-class _FirstOrder(torch.autograd.Function):
-    """The identity, with a derivative that cannot itself be differentiated."""
+class _Top(NamedTuple):
+    """The norm of tall matrices and its unit vectors; the left ones are 0 where the norm is."""
+
+    sigma: Tensor  # shape (...)
+    left: Tensor  # shape (..., m)
+    right: Tensor  # shape (..., n)
+
+
+class _Attached(torch.autograd.Function):
+    """A norm that is known, with its gradient ``u vᵀ``; a second one would be wrong, and raises."""
 
     @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+    def forward(ctx: Any, _: Tensor, sigma: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return sigma.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def first_order(x: Tensor) -> Tensor:
-    """Return `x` such that a second derivative through it raises instead of being wrong.
-
-    ``‖W v‖`` with a constant top vector v has the gradient of ``‖W‖₂``, and not its Hessian.
-    """
-    if not x.requires_grad:
-        return x
-    output: Tensor = _FirstOrder.apply(x)  # type: ignore[no-untyped-call]
-    return output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        left, right = ctx.saved_tensors
+        return (grad[..., None] * left)[..., None] * right[..., None, :], None, None, None
 
 
 def random_start(n: int, like: Tensor) -> Tensor:
@@ -541,82 +542,79 @@ def _start(
     raise ValueError(f"init must be 'random', 'ones' or a tensor, got {init!r}")
 
 
-def _length(x: Tensor) -> Tensor:
-    """Length of the vectors in the last axis; in float32 torch loses 1e-5 on a million entries."""
-    long = x.is_cpu and x.shape[-1] > _LONG
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64 if long else None)
-    return norm.to(x.dtype)
-
-
 def _tall(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
 
 
-def _quickly(matrix: Tensor) -> Tensor | None:
-    """Return the norm of a small matrix of ordinary size, whose Gram matrix also shows that it is.
-
-    What `split_scale` looks at costs as much as a twentieth of the rest.
-    """
-    if not (type(matrix) in (Tensor, nn.Parameter) and matrix.is_cpu and matrix.ndim == 2):
-        return None
-    if matrix.dtype not in (torch.float32, torch.float64):
-        return None
-    if not 0 < min(matrix.shape) <= _GRAM_LIMIT:
-        return None
-    tall = _tall(matrix)
-    gram = _blas.gram(_blas.as_array(tall))
-    if not _blas.is_moderate(gram):
-        return None
-    with _blas.one_thread():
-        right = torch.from_numpy(_blas.top_eigenvector(gram))
-    return _length(_apply(first_order(tall), right))
-
-
-def _top_right(tall: Tensor, method: Method, rtol: float) -> Tensor:
-    """Top right singular vectors, shape (..., n)."""
+def _top(unit: Tensor, method: Method, rtol: float) -> _Top:
+    """Find the norm of matrices whose squares are safe."""
+    by_blas = _by_blas(unit, method, rtol)
+    if by_blas is not None:
+        return by_blas
+    tall = _tall(unit)
     n = tall.shape[-1]
     if method == "gram" or (method == "auto" and n <= _GRAM_LIMIT):
-        return _top_right_by_gram(tall)
-    if tall.ndim > 2:
-        return torch.stack([_top_right(one, method, rtol) for one in tall])
-    max_steps = min(_LANCZOS_LIMIT, n) if method == "auto" else n
-    start = random_start(n, like=tall)
-    if not tall.is_cpu:
-        found = golub_kahan_lanczos(tall.mv, tall.mT.mv, start, rtol=rtol, max_steps=max_steps)
-        return found.right if found.converged else _top_right_by_gram(tall)
-    array, first = _blas.as_array(tall), _blas.as_array(start)
-    long = method == "auto" and len(array) >= _LONG_SIDE * n
-    with _blas.one_thread():
-        product = _blas.gram_product(array)
-        right = _krylov_by_blas(product, first, rtol, _FIRST_CHECK if long else max_steps)
-    if right is None and long:  # no wide gap: the products to come cost more than a Gram matrix
-        gram = _blas.gram(array)
-        with _blas.one_thread():
-            right = _krylov_by_blas(_blas.symmetric_product(gram), first, rtol, max_steps)
-    return _top_right_by_gram(tall) if right is None else right
-
-
-def _krylov_by_blas(
-    product: Callable[[_blas.Array], _blas.Array],
-    start: _blas.Array,
-    rtol: float,
-    max_steps: int,
-) -> Tensor | None:
-    """Return the unit top eigenvector of a product, or None if `max_steps` are too few."""
-    basis = _blas.KrylovBasis(product, start)
-    dtype = torch.float32 if start.dtype == np.float32 else torch.float64
-    top = top_of_krylov(basis.advance, len(start), dtype, rtol, max_steps)
-    if not top.converged:
-        return None
-    right = torch.from_numpy(basis.combine(top.weights))
-    return right / _length(right)
+        right = _top_right_by_gram(tall)
+    elif tall.ndim > 2:
+        tops = [_top(one, method, rtol) for one in tall]
+        return _Top(*(torch.stack(parts) for parts in zip(*tops, strict=True)))
+    else:
+        steps = min(_LANCZOS_LIMIT, n) if method == "auto" else n
+        start = random_start(n, like=tall)
+        found = golub_kahan_lanczos(tall.mv, tall.mT.mv, start, rtol=rtol, max_steps=steps)
+        right = found.right if found.converged else _top_right_by_gram(tall)
+    stretched = _apply(tall, right)
+    sigma = torch.linalg.vector_norm(stretched, dim=-1)
+    return _Top(sigma, _normalize(stretched), right)
 
 
 def _top_right_by_gram(tall: Tensor) -> Tensor:
     """Top right singular vectors, shape (..., n), from the eigenvectors of ``WᵀW``."""
-    if tall.ndim > 2 or not tall.is_cpu:
-        vectors: Tensor = torch.linalg.eigh(tall.mT @ tall).eigenvectors
-        return vectors[..., -1]
-    gram = _blas.gram(_blas.as_array(tall))
+    vectors: Tensor = torch.linalg.eigh(tall.mT @ tall).eigenvectors
+    return vectors[..., -1]
+
+
+def _by_blas(matrix: Tensor, method: Method, rtol: float) -> _Top | None:
+    """Find the norm on the route of one thread, or None where that is none.
+
+    None, too, for entries that are not finite or whose squares are not safe. That is asked here and
+    not of `split_scale`: for small matrices of the Gram matrix, which is needed anyhow.
+    """
+    if not (type(matrix) in (Tensor, nn.Parameter) and matrix.is_cpu and matrix.ndim == 2):
+        return None
+    if matrix.dtype not in (torch.float32, torch.float64) or matrix.numel() == 0:
+        return None
+    tall = _blas.as_array(_tall(matrix))
     with _blas.one_thread():
-        return torch.from_numpy(_blas.top_eigenvector(gram))
+        if method == "gram" or (method == "auto" and tall.shape[1] <= _GRAM_LIMIT):
+            gram = _blas.gram(tall)
+            right = _blas.top_eigenvector(gram) if _blas.is_moderate(gram) else None
+        else:
+            right = _by_krylov(tall, method, rtol) if _blas.is_in_range(tall) else None
+        if right is None:
+            return None
+        sigma, left = _blas.stretched(tall, right)
+    return _Top(torch.tensor(sigma, dtype=matrix.dtype), *map(torch.from_numpy, (left, right)))
+
+
+def _by_krylov(tall: _blas.Array, method: Method, rtol: float) -> _blas.Array:
+    """Top right singular vector by Lanczos, or in the end by the Gram matrix."""
+    m, n = tall.shape
+    start = random_start(n, like=torch.empty(0, dtype=_DTYPES[tall.dtype.char]))
+    steps = min(_LANCZOS_LIMIT, n) if method == "auto" else n
+    long = method == "auto" and m >= _LONG_SIDE * n
+    product = _blas.gram_product(tall)
+    right = _krylov_vector(product, start, rtol, _FIRST_CHECK if long else steps)
+    if right is None and long:  # no wide gap: the products to come cost more than a Gram matrix
+        symmetric = _blas.symmetric_product(_blas.gram(tall))
+        right = _krylov_vector(symmetric, start, rtol, steps)
+    return _blas.top_eigenvector(_blas.gram(tall)) if right is None else right
+
+
+def _krylov_vector(
+    product: Callable[[_blas.Array], _blas.Array], start: Tensor, rtol: float, steps: int
+) -> _blas.Array | None:
+    """Return the top eigenvector of a product, or None if so many steps are too few."""
+    basis = _blas.KrylovBasis(product, _blas.as_array(start))
+    top = top_of_krylov(basis.advance, start.numel(), start.dtype, rtol, steps)
+    return basis.combine(top.weights) if top.converged else None
