@@ -31,7 +31,12 @@ from workflow.project import (
 )
 
 #: Chapters that tell a story, with the code folded that is not the mathematics.
-STORIES = ["01_lipschitz_constraint", "02_matrix_norms", "03_power_iteration"]
+STORIES = [
+    "01_lipschitz_constraint",
+    "02_matrix_norms",
+    "03_power_iteration",
+    "05_wgan_gp",
+]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
 #: Without the appendices, which have neither claims nor exercises nor summary.
 every_story = pytest.mark.parametrize(
