@@ -17,6 +17,8 @@ chapter reads the table by :func:`load` and repeats a few cells before the reade
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import pkgutil
 import warnings
@@ -24,8 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from studies._provenance import Sources
 
@@ -83,6 +87,38 @@ def load(name: str) -> pd.DataFrame:
             stacklevel=2,
         )
     return table
+
+
+def pictures(name: str) -> pd.DataFrame:
+    """Return images that a study has kept: the columns of their cells, ``step`` and ``image``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a grid; ``image`` holds bytes of shape (height, width) or (height, width, 3), of
+        two rows with six images each.
+
+    Raises
+    ------
+    ValueError
+        If there is no such study.
+    FileNotFoundError
+        If it has kept none.
+
+    Examples
+    --------
+    >>> pictures("rivals")["image"][0].shape
+    (56, 168)
+    """
+    kept = json.loads(_stored(name, "-pictures.json").read_text(encoding="utf-8"))
+    return pd.DataFrame(
+        [{**entry["cell"], "step": entry["step"], "image": _pixels(entry["png"])} for entry in kept]
+    )
+
+
+def _pixels(png: str) -> np.ndarray:
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)
 
 
 def held_out(seed: int) -> tuple[torch.Generator, torch.Generator]:

@@ -113,6 +113,10 @@ def _add_records(commands: Any) -> None:
     )
     rows.add_argument("name")
     rows.add_argument("folder", type=Path)
+    rows.add_argument("--commit", default="", help="of the code that measured them")
+    rows.add_argument(
+        "--cut-off", action="store_true", help="also if more cells were cut off than ended"
+    )
     rows.set_defaults(command=_study_rows)
 
     kit = commands.add_parser("gpu-kit", help="gather wheels for a machine without a network")
@@ -240,7 +244,11 @@ def _study(options: argparse.Namespace) -> None:
 def _study_rows(options: argparse.Namespace) -> None:
     from workflow.study import gather_rows
 
-    gather_rows(options.name, options.folder, STUDIES / f"{options.name}.csv")
+    table = STUDIES / f"{options.name}.csv"
+    if not gather_rows(
+        options.name, options.folder, table, options.commit, cut_off=options.cut_off
+    ):
+        raise WorkflowError(f"{options.name} did not come far enough for a table")
 
 
 def _gpu_kit(options: argparse.Namespace) -> None:

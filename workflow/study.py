@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import gzip
 import importlib
+import io
 import json
 import platform
 import random
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import studies
@@ -78,7 +82,9 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
     _write_facts(facts, target.with_suffix(".json"))
 
 
-def gather_rows(name: str, folder: Path, target: Path, commit: str = "") -> bool:
+def gather_rows(
+    name: str, folder: Path, target: Path, commit: str = "", *, cut_off: bool = False
+) -> bool:
     """Make the table and its provenance of what `studies._pool` has written into a folder.
 
     Rows of a cell that did not end are kept where the study says ``PARTIAL = True``: a training
@@ -105,7 +111,7 @@ def gather_rows(name: str, folder: Path, target: Path, commit: str = "") -> bool
         elif "seconds" in entry:
             seconds[cell] = entry["seconds"]
     judged = [cell for cell in seconds if json.loads(cell).get("part") not in _BEFORE]
-    if not judged or 2 * len(seconds) < len(order):
+    if not judged or (2 * len(seconds) < len(order) and not cut_off):
         return False
     kept = [cell for cell in order if cell in seconds or getattr(experiment, "PARTIAL", False)]
     table = pd.DataFrame([row for cell in kept for row in rows.get(cell, [])])
@@ -125,6 +131,40 @@ def gather_rows(name: str, folder: Path, target: Path, commit: str = "") -> bool
     table.to_csv(target, index=False, float_format=_DIGITS)
     _write_facts(facts, target.with_suffix(".json"))
     return True
+
+
+def keep_pictures(
+    name: str, grids: Path, wanted: Sequence[tuple[dict[str, Any], int]], target: Path
+) -> None:
+    """Keep the first twelve images of some of a pool's grids beside the study's table, as text.
+
+    Parameters
+    ----------
+    name : str
+        The study.
+    grids : Path
+        The pool's ``name-grids.jsonl.gz``.
+    wanted : sequence of (dict, int)
+        What a cell must hold, and the step.
+    target : Path
+        Of the file: a list with the cell, the step and a PNG in base64, which
+        `studies.pictures` reads. The repository holds no binary files.
+    """
+    rows, columns = 2, 6
+    kept = []
+    with gzip.open(grids, "rt", encoding="utf-8") as lines:
+        for entry in map(json.loads, lines):
+            cell, step = entry["cell"], entry["step"]
+            if not any(step == at and some.items() <= cell.items() for some, at in wanted):
+                continue
+            grid = Image.open(io.BytesIO(base64.b64decode(entry["png"])))
+            side = grid.width // 8
+            buffer = io.BytesIO()
+            grid.crop((0, 0, columns * side, rows * side)).save(buffer, "PNG", optimize=True)
+            text = base64.b64encode(buffer.getvalue()).decode()
+            kept.append({"study": name, "cell": cell, "step": step, "png": text})
+    with written(target) as partial:
+        partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stated(name: str) -> dict[str, Any]:

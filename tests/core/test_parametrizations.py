@@ -52,6 +52,18 @@ def vectors(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 # --- a drop-in for torch's ---------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_call_of_2018_normalizes_for_real():
+    """SP11: PyTorch 0.4.1 had one call a layer, which trains through the division."""
+    layer = torch.nn.utils.spectral_norm(nn.Linear(6, 4), n_power_iterations=100)
+    x, y = gaussian(5, 6).float(), gaussian(5, 4, seed=1).float()
+    (layer(x) * y).sum().backward()
+    assert norm(layer.weight.detach()) == pytest.approx(1, abs=1e-5)
+    weight = layer.weight_orig
+    assert weight.grad.norm() > 0.1
+    assert (weight.grad * weight).sum().abs() < 1e-4  # what would only lengthen it is taken out
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_swapped_into_a_training_run(steps, dtype):

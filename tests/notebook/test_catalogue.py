@@ -33,6 +33,7 @@ CHAPTERS = [
     "04_spectral_regularization",
     "05_wgan_gp",
     "06_spectral_normalization",
+    "06a_the_trainings",
     "07_since_2018",
 ]
 CLAIMS = list(catalogue.catalogue().values())
