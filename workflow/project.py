@@ -66,7 +66,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def is_appendix(chapter: str) -> bool:
-    """Tell whether a notebook, as 03a_…, belongs to a chapter: it has no claims and no exercises.
+    """Tell whether a notebook, as 03a_…, belongs to a chapter: it needs no exercises of its own.
 
     Examples
     --------

@@ -36,6 +36,8 @@ STORIES = [
     "02_matrix_norms",
     "03_power_iteration",
     "05_wgan_gp",
+    "06_spectral_normalization",
+    "06a_the_trainings",
 ]
 every_chapter = pytest.mark.parametrize("chapter", chapters())
 #: Without the appendices, which have neither claims nor exercises nor summary.
@@ -47,7 +49,7 @@ PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str"
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
 MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
     "04_spectral_regularization": {"image_dir": ("str", '""')},
-    "06_spectral_normalization": {"faces_dir": ("str", '""')},
+    "06a_the_trainings": {"faces_dir": ("str", '""')},
 }
 
 

@@ -1,11 +1,15 @@
 """The studies of image generators: what they choose, compare and run, at tiny settings."""
 
+import base64
+import gzip
+import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import studies
 from lipbook.lab.dcgan import dcgan_critic
@@ -13,7 +17,7 @@ from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
 from studies import _pool, panels, rivals, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
-from workflow.study import gather_rows
+from workflow.study import gather_rows, keep_pictures
 
 BLOCK = {"data": "mnist", "loss": "wasserstein", "critic_steps": 5}
 
@@ -149,6 +153,36 @@ def test_no_table_is_made_of_tuning_alone_nor_of_what_was_cut_off(tmp_path, part
     (tmp_path / "rivals.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     assert not gather_rows("rivals", tmp_path, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_table_of_what_was_cut_off_is_asked_for_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "PARTIAL", True, raising=False)
+    cells = [{**rivals.cells()[k], "part": "test"} for k in range(3)]
+    entries = [{"cell": cell, "row": {"step": 1}} for cell in cells]
+    entries.append({"cell": cells[0], "seconds": 1.0})
+    (tmp_path / "rivals.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    (tmp_path / "rivals.json").write_text('{"measured": "2020", "criteria": {}, "code": {}}')
+    assert gather_rows("rivals", tmp_path, tmp_path / "out.csv", cut_off=True)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 3
+    assert json.loads((tmp_path / "out.json").read_text())["cells that did not end"] == 2
+
+
+def test_pictures_are_kept_as_text_and_read_as_bytes(tmp_path, monkeypatch):
+    """The first six of each of the first two rows, of the cells and steps that are wanted."""
+    grid = np.arange(32 * 16, dtype=np.uint8).reshape(16, 32) % 251  # tiles of four pixels
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, "PNG")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    entries = [{"cell": {"seed": s}, "step": t, "png": png} for s in (0, 1) for t in (1, 9)]
+    with gzip.open(tmp_path / "grids.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+    keep_pictures(
+        "rivals", tmp_path / "grids.gz", [({"seed": 1}, 9)], tmp_path / "rivals-pictures.json"
+    )
+    monkeypatch.setattr(studies, "folder", lambda: tmp_path)
+    (row,) = studies.pictures("rivals").to_dict("records")
+    assert (row["seed"], row["step"]) == (1, 9)
+    np.testing.assert_array_equal(row["image"], grid[:8, :24])
 
 
 def test_a_cell_that_fails_twice_ends_without_a_result(tmp_path):
