@@ -53,9 +53,9 @@ seeds: $(READY) ## run chapters at seeds that nobody used yet (SEEDS=20 CHAPTERS
 refresh: $(READY) ## format and re-execute the stored notebooks in place (CHAPTER=name for one)
 	@$(RUN) -m workflow refresh --cores $(call quote,$(CORES)) -- $(call option,CHAPTER)
 
-study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 repeats a sample)
+study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 repeats a sample; PROFILE=slurm)
 	$(if $(call given,STUDY),,$(error name the study: make study STUDY=regularization))
-	@$(RUN) -m workflow study --cores $(call quote,$(CORES)) $(call option,CHECK,--check) -- $(call option,STUDY)
+	@$(RUN) -m workflow study --cores $(call quote,$(CORES)) $(call option,CHECK,--check) $(call option,PROFILE,--profile) -- $(call option,STUDY)
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(call option,PORT,--port)

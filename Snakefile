@@ -28,6 +28,15 @@ HERE = lambda paths: [os.path.relpath(path) for path in paths]
 EXECUTED = expand(f"{OUT}/executed/{{chapter}}.ipynb", chapter=CHAPTERS)
 
 
+# What takes seconds does not queue for a cluster.
+localrules:
+    site,
+    claims,
+    stage,
+    html,
+    study_table,
+
+
 rule site:
     input:
         f"{OUT}/html/index.html",

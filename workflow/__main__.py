@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("name")
     study.add_argument("--cores", default=_CORES)
     study.add_argument("--check", metavar="N", help="repeat N random cells and compare")
+    study.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
     study.set_defaults(command=_study)
 
     lint = commands.add_parser("lint", help="check the stored notebooks' form")
@@ -234,7 +235,8 @@ def _study(options: argparse.Namespace) -> None:
         study.gather_rows(options.name, BUILD / "pool", STUDIES / table.name)
         return
     config = {"study_parts": min(_STUDY_PARTS, len(experiment.cells()))}
-    graph.run([str(table.relative_to(ROOT))], config, cores=cores, work="study")
+    target = str(table.relative_to(ROOT))
+    graph.run([target], config, cores=cores, work="study", profile=options.profile)
     STUDIES.mkdir(exist_ok=True)
     for path in (table, table.with_suffix(".json")):
         shutil.copyfile(path, STUDIES / path.name)

@@ -7,6 +7,7 @@ which the kernel releases on death, tells a leftover lock from a live run.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -24,6 +25,8 @@ from workflow.progress import Progress
 from workflow.project import BUILD, FAILURES, ROOT, WorkflowError, inputs
 
 _STOPPED = "lipbook: stopped; the same command goes on from here"
+#: Where steps run that are not to run here, by Snakemake's executors of the same names.
+PROFILES = ROOT / "profiles"
 #: Clocks of two machines that share a folder differ by seconds.
 _CLOCKS = 60
 
@@ -39,12 +42,16 @@ def run(
     """Bring `targets` of the Snakefile up to date, with what it reads from its `config`.
 
     Runs of different `work` share no file and may go on side by side: a build beside a study.
+    A `profile` sends the steps to a cluster: a folder of `profiles`, or "none".
 
     Raises
     ------
     WorkflowError
-        If another run of this work is alive, a file is from the future, or a step failed.
+        If another run of this work is alive, a file is from the future, a step failed, or there
+        is no such profile.
     """
+    if profile != "none":
+        profile = _profile(profile)
     _refuse_the_future()
     (BUILD / "home").mkdir(parents=True, exist_ok=True)
     (BUILD / "logs").mkdir(exist_ok=True)
@@ -63,6 +70,18 @@ def run(
         shutil.rmtree(ROOT / ".snakemake" / "locks", ignore_errors=True)
         _snakemake(targets, config, cores, work, profile)
         running.unlink()
+
+
+def _profile(name: str) -> str:
+    """Return the folder of a profile, from the root, where what it needs is installed."""
+    known = sorted(path.parent.name for path in PROFILES.glob("*/config.yaml"))
+    if name not in known:
+        raise WorkflowError(f"no profile {name!r}; there is {', '.join(known)}")
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{name}") is None:
+        raise WorkflowError(
+            f"profile {name!r} needs a plugin of Snakemake: .venv/bin/pip install -e '.[cluster]'"
+        )
+    return str((PROFILES / name).relative_to(ROOT))
 
 
 def _refuse_the_future() -> None:

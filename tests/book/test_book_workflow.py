@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -826,6 +827,14 @@ def measure(seed):
     pathlib.Path(f"seed-{seed}").touch()
     return {"twice": 2 * seed}
 """
+
+
+def test_a_profile_that_is_not_there_and_one_that_lacks_its_plugin(monkeypatch):
+    with pytest.raises(WorkflowError, match=r"^no profile 'moon'; there is slurm$"):
+        graph.run([], {}, cores=1, profile="moon")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(WorkflowError, match=r"'slurm' needs a plugin .* install -e '.\[cluster\]'"):
+        graph.run([], {}, cores=1, profile="slurm")
 
 
 def test_a_study_that_breaks_off_goes_on_where_it_was(copy):
