@@ -35,6 +35,7 @@ STORIES = [
     "01_lipschitz_constraint",
     "02_matrix_norms",
     "03_power_iteration",
+    "04_spectral_regularization",
     "05_wgan_gp",
     "06_spectral_normalization",
     "06a_the_trainings",
@@ -48,7 +49,7 @@ every_story = pytest.mark.parametrize(
 PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str", '"default"')}
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
 MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
-    "04_spectral_regularization": {"image_dir": ("str", '""')},
+    "04a_more_on_regularization": {"image_dir": ("str", '""')},
     "06a_the_trainings": {"faces_dir": ("str", '""')},
 }
 
