@@ -110,7 +110,10 @@ def pictures(name: str) -> pd.DataFrame:
     >>> pictures("rivals")["image"][0].shape
     (56, 168)
     """
-    kept = json.loads(_stored(name, "-pictures.json").read_text(encoding="utf-8"))
+    if name not in names():
+        raise ValueError(f"no study {name!r}; there are {', '.join(names()) or 'none yet'}")
+    path = folder() / "pictures" / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
     return pd.DataFrame(
         [{**entry["cell"], "step": entry["step"], "image": _pixels(entry["png"])} for entry in kept]
     )

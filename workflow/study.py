@@ -136,7 +136,7 @@ def gather_rows(
 def keep_pictures(
     name: str, grids: Path, wanted: Sequence[tuple[dict[str, Any], int]], target: Path
 ) -> None:
-    """Keep the first twelve images of some of a pool's grids beside the study's table, as text.
+    """Keep the first twelve images of some of a pool's grids beside the studies' tables, as text.
 
     Parameters
     ----------

@@ -177,7 +177,7 @@ def test_pictures_are_kept_as_text_and_read_as_bytes(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "grids.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in entries)
     keep_pictures(
-        "rivals", tmp_path / "grids.gz", [({"seed": 1}, 9)], tmp_path / "rivals-pictures.json"
+        "rivals", tmp_path / "grids.gz", [({"seed": 1}, 9)], tmp_path / "pictures" / "rivals.json"
     )
     monkeypatch.setattr(studies, "folder", lambda: tmp_path)
     (row,) = studies.pictures("rivals").to_dict("records")
