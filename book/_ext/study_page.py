@@ -248,7 +248,8 @@ def _of_claim(entry: Entry, study: Study) -> str:
     about = [f for f in entry.criteria if study.name in {s.study for s in f.stated}]
     items = "".join(map(claim_html.criterion, about))
     if entry.planned and entry.id in study.claims:
-        items += "".join(map(claim_html.planned, entry.planned))
+        later = [c for c in entry.planned if c.study in ("", study.name)]
+        items += "".join(map(claim_html.planned, later))
     others = [f'<a href="{n}.html">{n}</a>' for n in entry.studies if n != study.name]
     shared = f" It also rests on {', '.join(others)}." if others else ""
     return (

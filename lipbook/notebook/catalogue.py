@@ -97,6 +97,8 @@ class Criterion(_Entry):
     """What it does to the verdict once it is met."""
     scale: Scale = "linear"
     """Where the interval is taken: log for ratios and other positive quantities."""
+    study: str = ""
+    """The study whose table it is held against, where the claim rests on several."""
     after_the_fact: bool = False
     """Whether the table or the measurement existed before the criterion."""
     changed: tuple[Change, ...] = ()
@@ -195,6 +197,9 @@ class Claim(_Entry):
             raise ValueError(f"two criteria have the id {', '.join(sorted(doubled))}")
         if self.criteria and not any(c.role == "decides" for c in self.criteria):
             raise ValueError("no criterion decides; without one the claim could only fail")
+        known = ("", *self.studies)
+        if astray := [c.study for c in self.criteria if c.study not in known]:
+            raise ValueError(f"{astray[0]!r} is none of its studies")
         for needed in self._needed():
             if not getattr(self, needed):
                 raise ValueError(f"the verdict {self.verdict!r} needs {needed}")
@@ -293,7 +298,9 @@ def criteria_for(study: str, claims: Sequence[str] = ()) -> dict[str, dict[str, 
         was changed after the measurement, or stated after it, is seen.
     """
     return {
-        claim.id: {c.id: c.digest for c in (*claim.criteria, *claim.planned)}
+        claim.id: {
+            c.id: c.digest for c in (*claim.criteria, *claim.planned) if c.study in ("", study)
+        }
         for claim in catalogue(catalogue_path()).values()
         if study in claim.studies or claim.id in claims
     }

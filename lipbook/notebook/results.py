@@ -253,7 +253,12 @@ def _finding(
         **criterion.model_dump(),
         **{key: value for key, value in found.items() if key != "id"},
         stated=_of_its_tables(
-            criterion, [_stated(criterion, claim, name, tables) for name in claim.studies]
+            criterion,
+            [
+                _stated(criterion, claim, name, tables)
+                for name in claim.studies
+                if criterion.study in ("", name)
+            ],
         ),
         stored=tuple(values),
         standard_errors=_apart(criterion, found.get("values", ()), values),

@@ -162,6 +162,7 @@ def test_a_bad_entry_is_refused(write, entries, message):
         ({"source": "x"}, "size: a source goes with the kind published"),
         ({"quantity": ""}, "size: quantity: String should have at least 1 character"),
         ({"changed": [{"date": "May"}]}, "size: changed: 0: date: String should match pattern"),
+        ({"study": "toy"}, "T1: 'toy' is none of its studies"),
         ({"unit": "m"}, "size: unit: Extra inputs are not permitted"),
     ],
 )
@@ -185,7 +186,9 @@ def test_criteria_may_stand_before_their_measurement(write):
     assert not catalogue.catalogue(path)["T1"].tested
 
 
-@pytest.mark.parametrize("fields", [{"quantity": "other words"}, {"after_the_fact": True}])
+@pytest.mark.parametrize(
+    "fields", [{"quantity": "other words"}, {"after_the_fact": True}, {"study": "toy"}]
+)
 def test_the_digest_of_a_criterion_leaves_its_wording_out(fields):
     one, other = (catalogue.Criterion(**{**CRITERION, **more}) for more in ({}, fields))
     assert one.digest == other.digest
@@ -229,3 +232,10 @@ def test_a_study_is_held_against_what_names_it_and_what_it_names(write, monkeypa
     monkeypatch.setattr(catalogue, "catalogue_path", lambda: path)
     assert {k: [*v] for k, v in catalogue.criteria_for("toy").items()} == {"T1": ["size", "later"]}
     assert catalogue.criteria_for("toy", ["T2"]).keys() == {"T1", "T2"}
+
+
+def test_a_study_is_not_held_against_what_is_another_ones(write, monkeypatch):
+    shared = [{**CRITERION, "study": "toy"}, {**CRITERION, "id": "other", "study": "new"}]
+    path = write({"studies": ["toy", "new"], "criteria": shared})
+    monkeypatch.setattr(catalogue, "catalogue_path", lambda: path)
+    assert [*catalogue.criteria_for("new")["T1"]] == ["other"]

@@ -130,6 +130,13 @@ def test_of_two_tables_a_criterion_goes_with_its_own(collect, late, study, order
     assert [(one.study, one.order) for one in found.criteria[0].stated] == [(study, order)]
 
 
+def test_a_later_study_does_not_hide_that_a_criterion_came_after_its_own_table(collect):
+    knows = {"criteria": {"commit": "a" * 40, "digests": {"T1": {"size": DIGEST}}}}
+    entry = {**STUDIED, "studies": ["toy", "new"], "criteria": [{**CRITERION, "study": "toy"}]}
+    (found,) = collect(entry=entry, toy=TABLE, new={**TABLE, **knows}).claims
+    assert [(one.study, one.order) for one in found.criteria[0].stated] == [("toy", "after")]
+
+
 def test_only_what_is_measured_could_come_before_its_table(collect):
     entry = {**STUDIED, "criteria": [{**CRITERION, "kind": "proved"}]}
     assert collect(entry=entry, toy=TABLE).claims[0].criteria[0].stated == ()
