@@ -28,6 +28,8 @@ from lipbook.notebook.catalogue import (
 )
 
 LEVEL = 0.05
+#: Values of a measured criterion, below which it decides nothing: fewer do not show their spread.
+FEWEST = 3
 State = Literal["met", "reversed", "undecided"]
 
 
@@ -161,8 +163,9 @@ def judge(claim: Claim, values: Mapping[str, Any]) -> list[Outcome]:
     """Hold every criterion of a claim against its values.
 
     A *measured* criterion is met or reversed if its interval, at the level that Holm's correction
-    leaves it, lies on one side of the bound, and undecided otherwise. Any other is met if every
-    value stands in the relation, and reversed by one that does not.
+    leaves it, lies on one side of the bound, and undecided otherwise; of fewer than three values it
+    is undecided too. Any other is met if every value stands in the relation, and reversed by one
+    that does not.
 
     Raises
     ------
@@ -246,6 +249,8 @@ def verdict(claim: Claim, outcomes: Sequence[Outcome]) -> tuple[str, list[Outcom
 
 
 def _state(criterion: Criterion, values: tuple[float, ...], p: float | None) -> State:
+    if criterion.kind == "measured" and len(values) < FEWEST:
+        return "undecided"
     if p is None:
         return "met" if all(map(criterion.holds_for, values)) else "reversed"
     if p >= LEVEL:
@@ -260,7 +265,7 @@ def _state(criterion: Criterion, values: tuple[float, ...], p: float | None) -> 
 
 def _p_value(criterion: Criterion, values: tuple[float, ...]) -> float | None:
     """Return the p-value against the bound, the nearer one of two."""
-    if criterion.kind != "measured" or len(set(values)) == 1:
+    if criterion.kind != "measured" or len(values) < FEWEST or len(set(values)) == 1:
         return None
     mean, error = _mean_and_error(_on_scale(values, criterion.scale))
     edges = _on_scale(criterion.edges, criterion.scale)

@@ -171,7 +171,7 @@ def test_a_criterion_may_have_any_name(use, capsys):
 def test_the_line_does_not_depend_on_the_numbers(use, capsysbinary):
     use(says="Größe ‖W‖₂ ≤ 1.")
     printed = []
-    for seed, value in [(1, 0.25), (2, [0.1, 0.2, 0.15])]:
+    for seed, value in [(1, [0.25] * 3), (2, [0.1, 0.2, 0.15])]:
         runtime.start(seed=seed, device="cpu")
         claims.check("T1", size=value)
         printed.append(capsysbinary.readouterr().out.splitlines()[0])
@@ -195,7 +195,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_in_a_notebook_the_record_goes_with_the_line(use, shown, capsys):
     wide = {**CRITERION, "id": "gelu_slope_2", "kind": "computed", "role": "confines"}
     use(criteria=[CRITERION, wide])
-    claims.check("T1", size=[0.5, 0.5], gelu_slope_2=[1.1, math.inf])
+    claims.check("T1", size=[0.5] * 3, gelu_slope_2=[1.1, math.inf])
 
     *glued, (data, metadata) = shown
     assert glued == [("T1-size", "0.5", False), ("T1-gelu-slope-2", "1.1 to inf", False)]
@@ -206,12 +206,12 @@ def test_in_a_notebook_the_record_goes_with_the_line(use, shown, capsys):
     size, slope = record["criteria"]
     assert size == {
         "id": "size",
-        "text": "size: 0.5 < 1 (2 of 2)",
-        "values": [0.5, 0.5],
+        "text": "size: 0.5 < 1 (3 of 3)",
+        "values": [0.5] * 3,
         "interval": [0.5, 0.5],
         "p": None,
         "state": "met",
-        "seeds_held": 2,
+        "seeds_held": 3,
     }
     assert (slope["values"], slope["state"], slope["seeds_held"]) == ([1.1, "inf"], "reversed", 0)
     assert capsys.readouterr().out == ""
@@ -233,7 +233,11 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
     folder = tmp_path_factory.mktemp("kernel")
     path = folder / "claims.yml"
     path.write_text(yaml.safe_dump({"claims": [ENTRY]}), encoding="utf-8")
-    sources = [TINY.format(path=str(path)), "measure(1, 0.25)", "measure(2, [0.25, 0.26])"]
+    sources = [
+        TINY.format(path=str(path)),
+        "measure(1, [0.25] * 3)",
+        "measure(2, [0.25, 0.26, 0.27])",
+    ]
     cells = [
         nbformat.v4.new_markdown_cell("# Tiny", id="title"),
         *(
@@ -254,7 +258,7 @@ def test_records_come_back_from_a_real_kernel(executed):
     assert (one["id"], one["cell"], one["seed"], one["device"]) == ("T1", "one", 1, "cpu")
     assert (two["cell"], two["seed"], two["scale"]) == ("two", 2, "default")
     assert one["verdict"] == two["verdict"] == "holds"
-    assert two["criteria"][0]["values"] == [0.25, 0.26]
+    assert two["criteria"][0]["values"] == [0.25, 0.26, 0.27]
 
 
 def test_a_real_kernel_shows_the_same_line_for_other_numbers(executed):
@@ -274,7 +278,7 @@ def test_a_real_kernel_glues_the_numbers(executed):
         for output in cell.get("outputs", ())
         if "scrapbook" in output.metadata
     ]
-    assert glued == ["'0.25'", repr(claims.formatted([0.25, 0.26]))]
+    assert glued == ["'0.25'", repr(claims.formatted([0.25, 0.26, 0.27]))]
 
 
 def test_a_notebook_without_checks_has_no_records():
