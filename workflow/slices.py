@@ -152,6 +152,8 @@ def _needed(flows: list[Flow], check: int, starts: list[bool]) -> set[int]:
             continue
         chosen.add(number)
         needed = (needed - here.binds) | _reads(flows, number)
+        # An import costs little: a function has its own, though nobody may call it here.
+        needed |= {name for free, _ in here.late.values() for name in free} & modules - here.binds
     return chosen
 
 
@@ -220,7 +222,7 @@ def _follow(node: ast.stmt, found: Flow) -> None:
             found.changes |= set(_root(target)) - found.binds
         case ast.For(target=target, iter=over, body=body, orelse=other):
             _look(over, found)
-            inner = Flow(binds=set(found.binds))
+            inner = Flow(binds=set(found.binds), late=found.late)
             for statement in (*body, *other):
                 _follow(statement, inner)
             if inner.changes & _names(target):  # to change a part of it is to change the whole
@@ -243,9 +245,22 @@ def _look(node: ast.AST | list[ast.expr], found: Flow) -> None:
             if isinstance(part, ast.Name) and part.id not in own:
                 if isinstance(part.ctx, ast.Load):
                     found.reads |= {part.id} - found.binds
+                    _call(part.id, found)
                 else:
                     found.binds.add(part.id)
             found.changes |= set(_changed_by(part)) - own - found.binds
+
+
+def _call(name: str, found: Flow) -> None:
+    """Note what a function of the same cell looks up and changes: it may be called here."""
+    waiting, seen = {name}, set[str]()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        looked_up, changed = found.late.get(name, (set(), set()))
+        found.reads |= looked_up - found.binds
+        found.changes |= changed - found.binds
+        waiting |= looked_up - seen
 
 
 def _names(node: ast.AST) -> set[str]:

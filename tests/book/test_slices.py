@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,11 @@ def test_what_binds_or_changes_the_value_is_needed(sources, needed):
         (["x = 1", "def f(y=x): return y", "size = f()"], [0, 1, 2]),
         (["n = 1", "class A:\n    def m(self): return n", "size = A().m()"], [0, 1, 2]),
         (["t = []", "def f(): t.append(1)", "f()", "size = t"], [0, 1, 2, 3]),
+        (["r = 1", "def f(): return r\nsize = f()"], [0, 1]),
+        (["r = 1", "def g(): return r\ndef f(): return g()\nsize = map(f, 'ab')"], [0, 1]),
+        (["r = 1", "def f(): return r\nfor n in range(2):\n    size = f()"], [0, 1]),
+        (["t = []", "def f(): t.append(1)\nf()", "size = t"], [0, 1, 2]),
+        (["import a", "import b\nr = 1", "size = 1\ndef f(): return a, r"], [0, 2]),
         (["x = 1", "size = [x for x in range(3)]"], [1]),
         (["x = 1", "size = lambda x: x"], [1]),
         (["x = 1", "size = [y + x for y in range(3)]"], [0, 1]),
@@ -83,6 +90,26 @@ def test_what_binds_or_changes_the_value_is_needed(sources, needed):
 )
 def test_functions_and_scopes_are_followed(sources, needed):
     assert chosen(*sources) == needed
+
+
+def test_no_slice_misses_a_name(tmp_path):
+    for entry in TESTED:
+        part = slices.of_claim(entry.id, slices.chapter_of(entry.id))
+        (tmp_path / f"{entry.id}.py").write_text(part.script(), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        "F821",
+        "--output-format",
+        "concise",
+        ".",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_what_sets_the_seeds_is_always_needed():
