@@ -94,7 +94,7 @@ def test_functions_and_scopes_are_followed(sources, needed):
 
 def test_no_slice_misses_a_name(tmp_path):
     for entry in TESTED:
-        part = slices.of_claim(entry.id, slices.chapter_of(entry.id))
+        part = slices.of_claim(entry.id, entry.chapter)
         (tmp_path / f"{entry.id}.py").write_text(part.script(), encoding="utf-8")
     command = [
         sys.executable,
