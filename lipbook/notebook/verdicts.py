@@ -133,7 +133,7 @@ def formatted(values: Any, scale: str = "linear") -> str:
         half = middle - low
     else:
         middle, half = (low + high) / 2, (high - low) / 2
-    if low == high or not half > 0.0:  # one value, equal values, or an infinite one, whose half-width is NaN
+    if low == high or not half > 0.0:  # one value, equal ones, or an infinite one: NaN
         return f"{row[0]:.4g}"
     decimals = max(0, 1 - math.floor(math.log10(half)))  # two digits of the half-width
     if scale == "log":
