@@ -7,7 +7,6 @@ cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || { echo "try.sh: it sets up services: run it as root, in a container"; exit 1; }
 command -v slurmctld munged > /dev/null || apt-get install -y --no-install-recommends slurm-wlm munge
 [ -x .venv/bin/python ] || make .venv/ready
-.venv/bin/python -c 'import snakemake_executor_plugin_slurm' 2> /dev/null || .venv/bin/pip install --quiet -e '.[cluster]'
 
 place=$(mktemp -d) conf=/etc/slurm/slurm.conf # where jobs look, which lose SLURM_CONF
 [ ! -e "$conf" ] || { echo "try.sh: there is a Slurm here already: $conf"; exit 1; }
