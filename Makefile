@@ -22,7 +22,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test claim flips seeds refresh study serve bench gpu-kit gpu gpu-record lock clean
+.PHONY: help book test claim flips seeds refresh study serve weigh bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(call option,PORT,--port)
+
+weigh: $(READY) ## say how heavy the built site is, and what is too heavy
+	@$(RUN) -m workflow weigh
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
 	@for name in $(foreach name,$(BENCH),$(call quote,$(name))); do OMP_NUM_THREADS=1 $(RUN) -m "benchmarks.$$name" || exit 1; done

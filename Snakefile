@@ -16,7 +16,7 @@ from workflow.project import (
     source,
     studies_told,
 )
-from workflow.stage import repository_url
+from workflow.stage import repository_url, site_url
 
 
 CHAPTERS = chapters()
@@ -114,6 +114,7 @@ rule stage:
         settings=["_config.yml", "_toc.yml"],
     params:
         repository=repository_url(),
+        site=site_url(),
     output:
         directory(f"{OUT}/source"),
     script:

@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     lint = commands.add_parser("lint", help="check the stored notebooks' form")
     lint.set_defaults(command=_lint)
 
+    weight = commands.add_parser("weigh", help="say how heavy the built site is")
+    weight.set_defaults(command=_weigh)
+
     serve = commands.add_parser("serve", help="serve the built site on this machine")
     serve.add_argument("--port", default="8000")
     serve.set_defaults(command=_serve)
@@ -276,11 +279,24 @@ def _lint(_: argparse.Namespace) -> None:
         raise WorkflowError("the stored notebooks need work:\n" + "\n".join(found))
 
 
-def _serve(options: argparse.Namespace) -> None:
-    port = _number("PORT", options.port, least=0, most=65_535)
+def _weigh(_: argparse.Namespace) -> None:
+    from workflow.weigh import weigh
+
+    weight = weigh(_site())
+    print(weight.report())
+    if faults := weight.faults():
+        raise WorkflowError("\n".join(["the site is heavier than it may be:", *faults]))
+
+
+def _site() -> Path:
     if not (SITE / "index.html").exists():
         raise WorkflowError("there is no site yet: run `make book` first")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(SITE))
+    return SITE
+
+
+def _serve(options: argparse.Namespace) -> None:
+    port = _number("PORT", options.port, least=0, most=65_535)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(_site()))
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from workflow.lighten import lighten
 from workflow.project import WorkflowError
 
 
@@ -29,6 +30,7 @@ def build_site(staged: Path, target: Path, log: Path) -> None:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise WorkflowError(f"the site did not build:\n{_complaints(log)}\n    log: {log}")
+    lighten(work / "_build" / "html")
     shutil.rmtree(target, ignore_errors=True)
     (work / "_build" / "html").rename(target)
     shutil.rmtree(work)

@@ -28,7 +28,14 @@ def repository_url() -> str:
     return f"{server}/{name}" if name else ""
 
 
-def stage(executed: Sequence[Path], claims: Path, target: Path, repository: str = "") -> None:
+def site_url() -> str:
+    """Return the address at which the site will be, ``LIPBOOK_SITE``, else an empty text."""
+    return os.environ.get("LIPBOOK_SITE", "").rstrip("/")
+
+
+def stage(
+    executed: Sequence[Path], claims: Path, target: Path, repository: str = "", site: str = ""
+) -> None:
     """Write the tree for Sphinx to `target`, whole or not at all.
 
     Parameters
@@ -41,6 +48,8 @@ def stage(executed: Sequence[Path], claims: Path, target: Path, repository: str 
         A folder to make anew.
     repository : str
         Its address; without one the pages get no launch buttons and no edit links.
+    site : str
+        Where the pages will be; without it they get no card for links (Open Graph).
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,6 +69,8 @@ def stage(executed: Sequence[Path], claims: Path, target: Path, repository: str 
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     if repository:
         _link_to(repository, config)
+    if site:
+        config["html"]["baseurl"] = site
     text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
     (partial / "_config.yml").write_text(text, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)

@@ -43,7 +43,7 @@ def _stage(job: Any) -> None:
 
     executed = [Path(path) for path in job.input.executed]
     target = Path(job.output[0])
-    stage(executed, Path(job.input.claims), target, job.params.repository)
+    stage(executed, Path(job.input.claims), target, job.params.repository, job.params.site)
     write_scripts(executed, target / "book" / "_static" / "claims")
 
 

@@ -30,6 +30,16 @@ _RATINGS = {
     "holds with caveats": 4,
     "holds": 5,
 }
+#: Colour alone tells nothing to one reader in twenty.
+_LETTERS = {
+    "holds": "H",
+    "holds with caveats": "C",
+    "fails as printed": "F",
+    "not reproduced here": "N",
+    "undecided": "U",
+    "answered": "A",
+    "not tested": "–",
+}
 text = html.escape
 
 
@@ -61,6 +71,28 @@ def row(entry: Entry) -> str:
         f' <strong class="claim-verdict">{entry.verdict}</strong></summary>'
         f"<div>{_paragraph('', finding)}{details(entry)}{checked}</div></details>"
     )
+
+
+def cells(entries: Iterable[Entry]) -> str:
+    """Return a list of links, a cell a claim: its verdict's letter and colour, and its id."""
+    items = (
+        f'<li><a class="claim-cell {css(entry.verdict)}" title="{text(entry.says)}"'
+        f' href="{entry.page or f"ledger.html#{entry.id}"}">{_letter(entry.verdict)} {entry.id}'
+        f'<span class="claim-word">: {entry.verdict}</span></a></li>'
+        for entry in entries
+    )
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def legend(counts: dict[str, int]) -> str:
+    """Return what the letters of `cells` mean, and how many claims have each verdict."""
+    items = (
+        f'<li><a href="ledger.html?verdict={word.replace(" ", "%20")}">'
+        f'<span class="claim-cell {css(word)}">{_letter(word)}</span> {word}</a>: {count}</li>'
+        for word, count in counts.items()
+        if count
+    )
+    return f'<ul class="claim-legend">{"".join(items)}</ul>'
 
 
 def details(entry: Entry) -> str:
@@ -164,6 +196,10 @@ def review(entry: Entry) -> str:
 def css(verdict: str) -> str:
     """Return a verdict as a class."""
     return verdict.replace(" ", "-")
+
+
+def _letter(verdict: str) -> str:
+    return f'<b aria-hidden="true">{_LETTERS[verdict]}</b>'
 
 
 def _equations(entry: Entry) -> str:

@@ -1,7 +1,8 @@
 """Directives that write what the chapters found, all from ``claims.json``.
 
-``claims-glance``, ``claims-ledger``, ``claims-errata``, ``claims-undecided``, ``claims-equations``
-and ``claims-own-run``. In a chapter, the line of a check becomes the claim's card.
+``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-errata``,
+``claims-undecided``, ``claims-equations`` and ``claims-own-run``. In a chapter, the line of a check
+becomes the claim's card.
 """
 
 import base64
@@ -97,17 +98,38 @@ class ClaimsDirective(SphinxDirective):
         return "\n".join(f"- {_escaped(f.text or f.quantity)}" for f in entry.criteria)
 
 
-class Glance(ClaimsDirective):
-    """How many claims have each verdict, and what kind of evidence they rest on."""
+class Map(ClaimsDirective):
+    """Every claim as a cell, by chapter, and what the letters mean."""
+
+    def html(self) -> str:
+        """Return a row a chapter, and the legend with its counts."""
+        rows = []
+        for name in sorted({entry.chapter for entry in self.results.claims}):
+            entries = [entry for entry in self.results.claims if entry.chapter == name]
+            title = f'<p><a href="{name}.html">{html.escape(_title(self.book, name))}</a></p>'
+            rows.append(title + claim_html.cells(entries))
+        count = self.results.count()
+        legend = claim_html.legend({word: count[word] for word in VERDICTS})
+        return f'<div class="claim-map">{"".join(rows)}</div>{legend}'
+
+
+class Evidence(ClaimsDirective):
+    """What kinds of evidence the verdicts rest on, in a sentence."""
 
     def markdown(self) -> str:
-        """Return a small table and a sentence."""
-        count = self.results.count()
-        rows = [f"| {_link(f'ledger.html?verdict={v}', v)} | {count[v]} |" for v in VERDICTS]
-        rows = [row for row, word in zip(rows, VERDICTS, strict=True) if count[word]]
+        """Return the sentence."""
         kinds = self.results.evidence()
-        sentence = claim_html.evidence_sentence({k: kinds[k] for k in KINDS_OF_EVIDENCE})
-        return "| verdict | claims |\n| :-- | --: |\n" + "\n".join(rows) + f"\n\n{sentence}"
+        return claim_html.evidence_sentence({k: kinds[k] for k in KINDS_OF_EVIDENCE})
+
+
+class Picture(ClaimsDirective):
+    """A chapter's figure once more: ``{claims-picture} chapter figure``."""
+
+    required_arguments = 2
+
+    def markdown(self) -> str:
+        """Return the figure."""
+        return drawn(self.book, *self.arguments, f"{self.env.docname.rpartition('/')[2]}.png")
 
 
 class Ledger(ClaimsDirective):
@@ -117,7 +139,7 @@ class Ledger(ClaimsDirective):
         """Return the menus and the rows."""
         entries = self.results.claims
         chapters = sorted({entry.chapter for entry in entries})
-        titles = {name: f"{int(name[:2])} · {_title(name)}" for name in chapters}
+        titles = {name: _title(self.book, name) for name in chapters}
         rows = "".join(map(claim_html.row, entries))
         return f'{claim_html.filters(entries, titles)}<div class="claim-ledger">{rows}</div>'
 
@@ -150,13 +172,19 @@ class Errata(ClaimsDirective):
                 f"## {entry.id}: {entry.section}",
                 f"**As printed.** {entry.says}",
                 f"**Smallest counterexample.** {entry.counterexample}",
-                *([drawn(self.book, entry)] if entry.figure else []),
+                *self.picture(entry),
                 f"**Corrected.** {entry.corrected}",
                 f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
                 self.numbers(entry),
                 f"**The test that fails on the printed statement**: `{entry.test}`",
             ]
         )
+
+    def picture(self, entry: Entry) -> list[str]:
+        """Return the figure that shows the counterexample, if there is one."""
+        if not entry.figure:
+            return []
+        return [drawn(self.book, entry.chapter, entry.figure, f"errata-{entry.id}.png")]
 
 
 class Undecided(ClaimsDirective):
@@ -210,22 +238,24 @@ class OwnRun(ClaimsDirective):
         )
 
 
-def drawn(book: Path, entry: Entry) -> str:
-    """Return a figure that repeats one of the claim's chapter, and write its picture beside it."""
-    notebook = json.loads((book / f"{entry.chapter}.ipynb").read_text(encoding="utf-8"))
+def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
+    """Return a figure that repeats one of a chapter, and write its picture beside it."""
+    notebook = json.loads((book / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         settings = cell["metadata"].get("mystnb", {})
-        if settings.get("figure", {}).get("name") == entry.figure:
+        if settings.get("figure", {}).get("name") == figure:
             pictures = (output.get("data", {}).get("image/png") for output in cell["outputs"])
-            name = f"errata-{entry.id}.png"
             (book / name).write_bytes(base64.b64decode(next(filter(None, pictures))))
             alt = json.dumps(settings["image"]["alt"], ensure_ascii=False)
             return f":::{{figure}} {name}\n:alt: {alt}\n\n{settings['figure']['caption']}\n:::"
-    raise ExtensionError(f"{entry.id}: {entry.chapter} has no figure named {entry.figure!r}")
+    raise ExtensionError(f"{chapter} has no figure named {figure!r}")
 
 
-def _title(chapter: str) -> str:
-    return chapter[3:].replace("_", " ")
+def _title(book: Path, chapter: str) -> str:
+    """Return a chapter's number and its first heading."""
+    notebook = json.loads((book / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    heading = "".join(notebook["cells"][0]["source"]).partition("\n")[0]
+    return f"{int(chapter[:2])} · {heading.lstrip('# ')}"
 
 
 def _link(address: str, words: str) -> str:
@@ -257,7 +287,9 @@ def _add_script(app: Sphinx, page: str, template: str, context: dict, doctree: o
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.add_directive("claims-glance", Glance)
+    app.add_directive("claims-map", Map)
+    app.add_directive("claims-evidence", Evidence)
+    app.add_directive("claims-picture", Picture)
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("claims-equations", Equations)
     app.add_directive("claims-errata", Errata)

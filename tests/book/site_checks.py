@@ -61,6 +61,8 @@ def foreign_addresses(page: Path) -> list[str]:
         parts = urlsplit(address)
         if parts.scheme in _HERE and not parts.netloc:
             continue
+        if "canonical" in tag.get("rel", []):  # the page's own address, for search engines
+            continue
         if tag.name != "a":
             complaints.append(f"<{tag.name}> loads {address}")
         elif parts.scheme not in ("https", "mailto"):
@@ -249,7 +251,13 @@ _FORMULAS = r"""() => {
 
 _TOO_WIDE = """() => {
   const excess = document.documentElement.scrollWidth - innerWidth;
-  return excess > 0 ? [`is ${excess} px too wide for a telephone`] : [];
+  const cut = [...document.querySelectorAll("div.math")].filter((line) =>
+    (line.querySelector("svg") ?? line).getBoundingClientRect().left <
+      line.getBoundingClientRect().left - 1);
+  return [
+    ...(excess > 0 ? [`is ${excess} px too wide for a telephone`] : []),
+    ...cut.map((line) => "cuts a formula on its left: " + line.textContent.slice(0, 60)),
+  ];
 }"""
 
 # The contrast of text with what it stands on, as WCAG 2 defines it; its level AA asks for 4.5, and

@@ -26,6 +26,7 @@ TEXTS = [name for name in PAGES if name.startswith(f"{BOOK.name}/")]
 VISITED = [name for name in PAGES if name != "index.html"]
 PLAIN = ("index", "ledger", "errata", "undecided", "own_run", "glossary")
 REPOSITORY = "https://github.com/someone/lipbook"
+ADDRESS = "https://someone.github.io/lipbook"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +65,21 @@ def test_page(name, check):
 )
 def test_text(name, check):
     assert check(SITE / name) == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_page_describes_itself(name):
+    tags = site_checks.parsed(SITE / name).select('meta[name="description"]')
+    assert [len(tag["content"]) > 20 for tag in tags] == [True]
+
+
+def test_chapters_are_numbered_in_the_sidebar():
+    page = site_checks.parsed(SITE / BOOK.name / "index.html")
+    links = [link.get_text(strip=True) for link in page.select("nav.bd-links a.internal")]
+    numbered = [text.partition(".")[0] for text in links if text[0].isdigit()]
+    assert numbered == [
+        str(k + 1) for k in range(len([c for c in chapters() if not is_appendix(c)]))
+    ]
 
 
 def test_nothing_offered_beside_the_pages_shows_a_machine_path():
@@ -196,6 +212,9 @@ def test_damage_is_seen_in_the_file(tmp_path, check, addition, complaint):
     assert any(complaint in line for line in complaints), complaints
 
 
+# As the theme lays out a formula.
+RIGHT = "div.math {display: flex; flex-direction: row-reverse !important; overflow: hidden}"
+
 # Kind of complaint, damage, complaint: all done to one page, which is visited once.
 DAMAGE = [
     ("formulas", r'<span class="math">\(\undefinedmacro\)</span>', r"\undefinedmacro"),
@@ -210,6 +229,12 @@ DAMAGE = [
     ("console", "<script>throw new Error('slip c')</script>", "uncaught: slip c"),
     ("console", '<img src="nowhere.png">', "ERR_FILE_NOT_FOUND"),
     ("width", '<div style="width: 900px">wide</div>', "too wide"),
+    (
+        "width",
+        f"<style>{RIGHT} .math mjx-container {{max-width: none !important}}</style>"
+        r'<div class="math">\[' + "x+" * 99 + r"x\tag{1}\]</div>",
+        "cuts a formula on its left",
+    ),
     (
         "solutions",
         '<div class="solution" id="a"><p class="admonition-title">x</p><p>open</p></div>',
@@ -268,10 +293,10 @@ def test_launch_buttons_appear_if_the_address_is_known():
     assert bool(launch_links(page)) == bool(repository_url())
 
 
-def stage(executed, target, repository=""):
+def stage(executed, target, repository="", site=""):
     claims = target.with_name("claims.json")
     claims.write_text("{}")
-    staging.stage(executed, claims, target, repository)
+    staging.stage(executed, claims, target, repository, site)
 
 
 def test_staged_settings_follow_the_address(tmp_path, monkeypatch):
@@ -295,9 +320,11 @@ def test_staged_settings_follow_the_address(tmp_path, monkeypatch):
 
 def test_launch_buttons_lead_to_the_chapter(tmp_path):
     chapter = chapters()[0]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# A page\n\nIt says.")]
+    )
     nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
-    stage([tmp_path / f"{chapter}.ipynb"], tmp_path / "source", REPOSITORY)
+    stage([tmp_path / f"{chapter}.ipynb"], tmp_path / "source", REPOSITORY, ADDRESS)
     (tmp_path / "source" / "_toc.yml").write_text(f"format: jb-book\nroot: book/{chapter}\n")
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", tmp_path / "source", "--path-output", tmp_path]
@@ -311,3 +338,9 @@ def test_launch_buttons_lead_to_the_chapter(tmp_path):
         f"https://mybinder.org/v2/gh/someone/lipbook/main?urlpath=tree/{path}",
     } < set(launch_links(page))
     assert site_checks.foreign_addresses(page) == []
+    tags = site_checks.parsed(page).select("meta[property^=og]")
+    card = {tag["property"].removeprefix("og:"): tag["content"] for tag in tags}
+    assert card["title"] == "A page"
+    assert card["description"] == "It says."
+    assert card["url"] == f"{ADDRESS}/book/{chapter}.html"
+    assert card["image"].startswith(f"{ADDRESS}/_images/")

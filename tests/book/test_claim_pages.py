@@ -144,6 +144,21 @@ def built() -> results.Results:
     return results.load(CHECKED / "claims.json")
 
 
+def test_the_front_page_maps_every_claim_by_letter_and_link():
+    front = page("index")
+    cells = {cell.contents[1].strip(): cell for cell in front.select(".claim-map a.claim-cell")}
+    assert sorted(cells) == sorted(entry.id for entry in built().claims)
+    for entry in built().claims:
+        cell = cells[entry.id]
+        assert cell.get_text().endswith(f"{entry.id}: {entry.verdict}")
+        assert cell["href"].endswith(entry.page or f"ledger.html#{entry.id}")
+    letters = {cell.b.get_text(): cell["class"] for cell in cells.values()}
+    assert len({tuple(classes) for classes in letters.values()}) == len(letters)
+    counts = [item.get_text().split(": ") for item in front.select(".claim-legend li")]
+    shown = {words.partition(" ")[2]: int(count) for words, count in counts}
+    assert shown == {word: count for word, count in built().count().items() if count}
+
+
 def test_the_ledger_has_a_row_a_claim_in_the_articles_order():
     rows = page("ledger").select("details.claim-row")
     assert [row["id"] for row in rows] == [entry.id for entry in built().claims]

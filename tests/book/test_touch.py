@@ -13,7 +13,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from workflow.project import BOOK, CHECKED
 
-PAGES = {"ellipse": "02_matrix_norms", "iteration": "03_power_iteration"}
+PAGES = {
+    "ellipse": "02_matrix_norms",
+    "iteration": "03_power_iteration",
+    "two-points": "05_wgan_gp",
+}
 SHAPES = """figure => Object.fromEntries([...figure.querySelectorAll("[data-shape]")].map(node => {
   const [own, all] = [node, node.ownerSVGElement].map(part => part.getBoundingClientRect());
   return [node.dataset.shape, [own.x - all.x, own.y - all.y, own.width, own.height]];

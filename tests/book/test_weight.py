@@ -1,0 +1,104 @@
+"""The built site is light, and what makes it so changes nothing that a reader sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workflow.lighten import keep_icons, repaint, without_outputs
+from workflow.project import CHECKED
+from workflow.weigh import MOST, MOST_A_PAGE, weigh
+
+SITE = CHECKED / "html"
+
+
+def test_the_site_is_light():
+    if not (SITE / "index.html").exists():
+        pytest.fail("there is no site: run `python -m workflow check` first")
+    weight = weigh(SITE)
+    assert weight.faults() == [], weight.report()
+    assert not list(SITE.rglob("*.map"))
+
+
+def small_site(folder: Path) -> Path:
+    (folder / "_static").mkdir(parents=True)
+    (folder / "_images").mkdir()
+    (folder / "_images" / "a.png").write_bytes(bytes(100))
+    (folder / "_static" / "a.css").write_text("p {}")
+    page = (
+        '<link href="_static/a.css"><img src="_images/a.png"><img src="data:image/png;base64,AA">'
+    )
+    (folder / "index.html").write_text(page)
+    return folder
+
+
+def test_a_page_weighs_with_its_pictures(tmp_path):
+    weight = weigh(small_site(tmp_path / "site"))
+    assert weight.pages == {"index.html": 88 + 100}
+    assert weight.total == 88 + 100 + 4
+    assert weight.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fault"),
+    [
+        ("_static/lost.js", 10, "nothing asks for _static/lost.js"),
+        ("_images/lost.png", 10, "nothing asks for _images/lost.png"),
+        ("_images/a.png", MOST_A_PAGE, "index.html has 1,500,088 bytes"),
+        ("heavy.bin", MOST, "the site has 12,000,192 bytes"),
+    ],
+)
+def test_what_is_too_heavy_is_told(tmp_path, name, size, fault):
+    site = small_site(tmp_path / "site")
+    (site / name).write_bytes(bytes(size))
+    assert weigh(site).faults() == [fault]
+
+
+def test_icons_that_no_page_shows_leave_the_script(tmp_path):
+    site = small_site(tmp_path / "site")
+    (site / "index.html").write_text('<i class="fa-solid fa-moon"></i>')
+    (site / "_static" / "scripts").mkdir()
+    script = site / "_static" / "scripts" / "fontawesome.js"
+    sun, moon = 'sun:[5,5,[],"f185","M1 2z"]', '"moon":[5,5,[9,"m"],"f186",["M1","M2"]]'
+    script.write_text(f"var p={{{sun},{moon},{sun}}};done()")
+    keep_icons(site)
+    assert script.read_text() == f"var p={{{moon},}};done()"
+
+
+def picture(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_plot_is_repainted_and_looks_the_same(tmp_path):
+    across = np.linspace(0, 60, 300)[:, None]
+    height = 100 + 60 * np.sin(across / 9) - np.arange(200)
+    soft = np.clip(3 - np.abs(height), 0, 1).T[..., None]  # a curve with smooth edges
+    pixels = 255 - soft * [255, 141, 77]
+    path = picture(tmp_path / "plot.png", pixels)
+    size = path.stat().st_size
+    assert repaint(path)
+    assert path.stat().st_size < size
+    assert np.abs(np.asarray(Image.open(path).convert("RGB")) - pixels.astype(float)).max() <= 16
+
+
+def test_a_picture_of_many_colours_keeps_them(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3))
+    path = picture(tmp_path / "noise.png", pixels)
+    before = path.read_bytes()
+    assert not repaint(path)
+    assert path.read_bytes() == before
+
+
+def test_a_notebook_to_download_begins_afresh():
+    cells = [
+        {"cell_type": "code", "source": "1", "outputs": [{"text": "1"}], "execution_count": 1},
+        {"cell_type": "markdown", "source": "σ"},
+    ]
+    code, prose = json.loads(without_outputs(json.dumps({"cells": cells})))["cells"]
+    assert (code["source"], code["outputs"], code["execution_count"]) == ("1", [], None)
+    assert prose == cells[1]
