@@ -194,9 +194,9 @@ def conv_spectral_norm(
 
     Parameters
     ----------
-    kernel : Tensor, shape (out, in / groups, *kernel_size)
+    kernel : Tensor, shape (out, in / groups, k₁, …)
         One to three spatial axes; floating point, finite, not empty. A transposed convolution has
-        the shape (in, out / groups, *kernel_size).
+        the shape (in, out / groups, k₁, …).
     input_size : int or sequence of int
         Spatial size of the input, (H, W) for an image: the norm depends on it.
     stride, dilation : int or sequence of int, default 1

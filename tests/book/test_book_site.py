@@ -15,6 +15,7 @@ import pytest
 import site_checks
 import yaml
 
+import lipbook
 from workflow import stage as staging
 from workflow.project import BOOK, CHECKED, ROOT, chapters, is_appendix, source
 from workflow.stage import repository_url
@@ -87,6 +88,13 @@ def test_nothing_offered_beside_the_pages_shows_a_machine_path():
     assert beside
     complaints = [site_checks.machine_paths(path) for path in (*beside, SITE / "searchindex.js")]
     assert not any(complaints), complaints
+
+
+@pytest.mark.parametrize("name", lipbook.__all__)
+def test_a_public_name_has_its_place_in_the_reference(name):
+    module = getattr(lipbook, name).__module__
+    page = site_checks.parsed(SITE / BOOK.name / "api" / f"{module.partition('.')[2]}.html")
+    assert page.find(id=f"{module}.{name}") is not None
 
 
 @pytest.mark.parametrize("chapter", [c for c in chapters() if not is_appendix(c)])
@@ -212,8 +220,14 @@ def test_damage_is_seen_in_the_file(tmp_path, check, addition, complaint):
     assert any(complaint in line for line in complaints), complaints
 
 
-# As the theme lays out a formula.
-RIGHT = "div.math {display: flex; flex-direction: row-reverse !important; overflow: hidden}"
+# As the theme lays out a formula: from the right, and as long as it is.
+RIGHT = (
+    "div.math {display: flex; flex-direction: row-reverse !important;"
+    " justify-content: flex-start !important; overflow: hidden !important}"
+    "mjx-container[display][display][display][display]"
+    "{min-width: max-content !important; max-width: none !important; overflow: visible !important}"
+)
+DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACADs="
 
 # Kind of complaint, damage, complaint: all done to one page, which is visited once.
 DAMAGE = [
@@ -231,7 +245,7 @@ DAMAGE = [
     ("width", '<div style="width: 900px">wide</div>', "too wide"),
     (
         "width",
-        f"<style>{RIGHT} .math mjx-container {{max-width: none !important}}</style>"
+        f"<style>{RIGHT}</style>"
         r'<div class="math">\[' + "x+" * 99 + r"x\tag{1}\]</div>",
         "cuts a formula on its left",
     ),
@@ -272,7 +286,7 @@ def test_no_damage_is_seen_where_none_was_done(tmp_path, browser):
         tmp_path,
         '<div class="exercise" id="ex"></div><div class="solution dropdown admonition">',
         '<p class="admonition-title">Solution to <a href="#ex">1</a></p><p>y</p></div>',
-        f'<figure><img src="../_static/plus.png" alt="{ALT}"><figcaption>x</figcaption></figure>',
+        f'<figure><img src="{DOT}" alt="{ALT}"><figcaption>x</figcaption></figure>',
         r'<span class="math">\(x\)</span><pre>$x$</pre>',
     )
     assert site_checks.look_at(browser, page) == site_checks.Visit()
