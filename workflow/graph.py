@@ -108,12 +108,13 @@ def _snakemake(
 
         progress = Progress(person)
         # Snakemake puts it into shell commands as it stands.
-        sys.executable = shlex.quote(sys.executable)
+        python, sys.executable = sys.executable, shlex.quote(sys.executable)
         try:
             cli.main(arguments)
         except SystemExit as stop:
             failed = bool(stop.code)
         finally:
+            sys.executable = python
             progress.close()
     del os.environ[FAILURES]
     if failed:
