@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workflow.weigh import weigh
+from workflow.weigh import unused
 
 #: Named by a script or a style, and never asked for: maps of scripts, fonts for browsers of before
 #: 2016, translations.
@@ -27,7 +28,7 @@ def lighten(site: Path) -> None:
     for pattern in _NAMED:
         for path in list((site / "_static").glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in weigh(site).unused:
+    for name in unused(site):
         (site / name).unlink()
     keep_icons(site)
     for path in (site / "_images").glob("*.png"):
@@ -54,13 +55,12 @@ def repaint(path: Path) -> bool:
     picture = stored.convert("RGB")
     few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     before, after = (np.asarray(p.convert("RGB"), dtype=float) for p in (picture, few))
-    partial = path.with_suffix(".partial")
-    few.save(partial, format="PNG", optimize=True)
-    smaller = partial.stat().st_size < path.stat().st_size
+    file = io.BytesIO()
+    few.save(file, format="PNG", optimize=True)
+    smaller = len(file.getvalue()) < path.stat().st_size
     better = smaller and bool(np.abs(before - after).mean() < _VISIBLE)
     if better:
-        partial.replace(path)
-    partial.unlink(missing_ok=True)
+        path.write_bytes(file.getvalue())
     return better
 
 

@@ -42,7 +42,7 @@ def weigh(site: Path) -> Weight:
     return Weight(
         total=sum(path.stat().st_size for path in files),
         pages={path.relative_to(site).as_posix(): _own(path) for path in sorted(pages)},
-        unused=_unused(site, files),
+        unused=unused(site),
     )
 
 
@@ -54,8 +54,9 @@ def _own(page: Path) -> int:
     return sum(path.stat().st_size for path in (page, *shown) if path.is_file())
 
 
-def _unused(site: Path, files: list[Path]) -> list[str]:
+def unused(site: Path) -> list[str]:
     """Return the assets whose name stands in no page, style or script."""
+    files = [path for path in site.rglob("*") if path.is_file()]
     named = "\n".join(p.read_text(encoding="utf-8") for p in files if p.suffix in _TEXTS)
     assets = (path for path in files if path.relative_to(site).parts[0] in ("_static", "_images"))
     return sorted(p.relative_to(site).as_posix() for p in assets if p.name not in named)

@@ -6,9 +6,11 @@ becomes the claim's card.
 """
 
 import base64
+import functools
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import claim_html
 from docutils import nodes
@@ -240,8 +242,7 @@ class OwnRun(ClaimsDirective):
 
 def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
     """Return a figure that repeats one of a chapter, and write its picture beside it."""
-    notebook = json.loads((book / f"{chapter}.ipynb").read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
+    for cell in _cells(book, chapter):
         settings = cell["metadata"].get("mystnb", {})
         if settings.get("figure", {}).get("name") == figure:
             pictures = (output.get("data", {}).get("image/png") for output in cell["outputs"])
@@ -253,9 +254,15 @@ def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
 
 def _title(book: Path, chapter: str) -> str:
     """Return a chapter's number and its first heading."""
-    notebook = json.loads((book / f"{chapter}.ipynb").read_text(encoding="utf-8"))
-    heading = "".join(notebook["cells"][0]["source"]).partition("\n")[0]
+    heading = "".join(_cells(book, chapter)[0]["source"]).partition("\n")[0]
     return f"{int(chapter[:2])} · {heading.lstrip('# ')}"
+
+
+@functools.cache
+def _cells(book: Path, chapter: str) -> list[dict[str, Any]]:
+    """Return the cells of an executed notebook, a megabyte that several pages ask for."""
+    notebook = json.loads((book / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    return notebook["cells"]
 
 
 def _link(address: str, words: str) -> str:

@@ -101,18 +101,34 @@ def seconds_a_cell(facts: dict[str, Any]) -> float:
     return 60 * float(minutes) / int(facts["cells"])
 
 
+class Cost(NamedTuple):
+    """Seconds of a cell, of all of them, and of a thousand seeds of every cell."""
+
+    each: float
+    whole: float
+    thousand: float
+    seeds: int  #: that the table has
+
+
+def spent(study: Study) -> Cost:
+    """Return what a study's table cost."""
+    assert study.table is not None
+    seeds = study.table["seed"].nunique()
+    each = seconds_a_cell(study.facts)
+    whole = each * study.facts["cells"]
+    return Cost(each, whole, whole / seeds * 1000, seeds)
+
+
 def cost(study: Study) -> str:
     """Return a sentence on what a cell cost, and what a thousand seeds would."""
-    assert study.table is not None
-    facts, each, seeds = study.facts, seconds_a_cell(study.facts), study.table["seed"].nunique()
-    whole = each * facts["cells"]
+    facts, (each, whole, thousand, seeds) = study.facts, spent(study)
     who = "of one core"
     if "device" in facts:
         who = f"of one of the {facts['workers']} workers on an {facts['device']}"
     return (
         f"A cell took {_time(each)} {who} in the mean, the {facts['cells']:,} cells {_time(whole)}."
         f" A thousand seeds of every cell, where the table has {seeds}, would take"
-        f" {_time(whole / seeds * 1000)}."
+        f" {_time(thousand)}."
     )
 
 
@@ -130,16 +146,11 @@ def costs(root: Path) -> str:
     ]
     for path in sorted((root / "book" / "studies").glob("*.json")):
         study = read(root, path.stem)
-        assert study.table is not None
-        each, cells, seeds = (
-            seconds_a_cell(study.facts),
-            study.facts["cells"],
-            study.table["seed"].nunique(),
-        )
+        each, whole, thousand, _ = spent(study)
         where = study.facts.get("device", "one core, CPU").removesuffix(" 80GB HBM3")
         lines.append(
-            f"| [{path.stem}]({path.stem}.md) | {where} | {cells:,} | {each:.2g} |"
-            f" {_time(each * cells)} | {_time(each * cells / seeds * 1000)} |"
+            f"| [{path.stem}]({path.stem}.md) | {where} | {study.facts['cells']:,} | {each:.2g} |"
+            f" {_time(whole)} | {_time(thousand)} |"
         )
     return "\n".join(lines)
 

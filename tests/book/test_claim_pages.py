@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from types import ModuleType
 from typing import Any
 
+import claim_html
 import pytest
 from bs4 import BeautifulSoup
 
@@ -17,17 +15,6 @@ from workflow.project import BOOK, CHECKED
 
 SITE = CHECKED / "html"
 
-
-def _html() -> ModuleType:
-    path = BOOK / "_ext" / "claim_html.py"
-    spec = importlib.util.spec_from_file_location("claim_html", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["claim_html"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-claim_html = _html()
 
 FINDING = {"id": "size", "quantity": "size", "kind": "measured", "relation": "<", "bound": 1.0}
 FINDING |= {"role": "decides", "values": [0.1, 0.2], "interval": [0.1, 0.2], "state": "met"}

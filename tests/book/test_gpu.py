@@ -8,13 +8,11 @@ import json
 import subprocess
 import sys
 
+import gpu_page
 import pytest
 
 from workflow import environment, gpu
-from workflow.project import BOOK, ROOT
-
-sys.path.append(str(BOOK / "_ext"))
-import gpu_page
+from workflow.project import ROOT
 
 NOTEBOOK = {
     "cells": [

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
+import study_page
 import yaml
 from bs4 import BeautifulSoup
 
 import studies
 from lipbook.notebook import results
 from workflow.project import BOOK, CHECKED, ROOT
-
-
-def _extension(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BOOK / "_ext" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-for needed in ("claim_html", "claim_pages"):
-    _extension(needed)
-study_page = _extension("study_page")
 
 MODULE = '''"""A study of ``toys``, by :func:`cells`.
 
