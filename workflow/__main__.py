@@ -225,13 +225,18 @@ def _study(options: argparse.Namespace) -> None:
 
     cores = _number("CORES", options.cores)
     experiment = study.module(options.name)
+    # What takes a GPU, or days, is measured by a pool, which may be stopped.
+    pooled = hasattr(experiment, "repeatable")
+    if options.profile != "none" and (pooled or options.check is not None):
+        what = "this study" if options.check is None else "a sample"
+        raise WorkflowError(f"{what} is measured on this machine alone: leave PROFILE out")
     if options.check is not None:
         found = study.recheck(options.name, _number("CHECK", options.check))
         print("largest deviation, in units of what is tolerated:")
         print(found.max().to_string(float_format="{:.2g}".format))
         return
     table = BUILD / "studies" / f"{options.name}.csv"
-    if hasattr(experiment, "repeatable"):  # for a GPU, or days: by a pool, which may be stopped
+    if pooled:
         from studies import _pool
 
         _pool.run([options.name], BUILD / "pool", workers=cores)

@@ -833,6 +833,14 @@ def test_a_profile_that_is_not_there():
         graph.run([], {}, cores=1, profile="moon")
 
 
+@pytest.mark.parametrize("arguments", [["rivals"], ["sn_images", "--check", "2"]])
+def test_what_no_cluster_can_do_is_not_sent_to_one(arguments, capsys, monkeypatch):
+    for place in ("studies._pool.run", "workflow.study.recheck"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("measured here"))
+    assert command_line.main(["study", "--profile", "slurm", *arguments]) == 1
+    assert "leave PROFILE out" in capsys.readouterr().err
+
+
 def test_a_study_that_breaks_off_goes_on_where_it_was(copy):
     file = copy.root / "studies" / "doubling.py"
     file.write_text(STUDY)
