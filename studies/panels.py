@@ -62,6 +62,11 @@ TOLERANCE = {"log distance": 0.35}
 PARTIAL = True
 #: The claims whose criteria it is measured under.
 CLAIMS = ("SP7", "SP8", "SP9")
+#: The grids that chapter 6 shows, by what their cells hold, and the step.
+PICTURES = tuple(
+    ({"part": "equal", "division": division, "norm": "none", "width": 16, "seed": 0}, step)
+    for division, step in ((INSIDE, 1500), (AFTER, 1500), (AFTER, 4000))
+)
 
 Cell = dict[str, Any]
 

@@ -73,6 +73,13 @@ TOLERANCE = {"log distance": 0.35}
 
 #: The claims whose criteria it is measured under.
 CLAIMS = ("SP5",)
+#: The grids that chapter 6 shows, by what their cells hold, and the step.
+PICTURES = (
+    (
+        {"part": "test", "data": "mnist", "loss": "wasserstein", "critic_steps": 5, "seed": 0},
+        TEST_STEPS["mnist", 5],
+    ),
+)
 
 Cell = dict[str, Any]
 SETTING = ["strength", "critic_lr", "generator_lr"]

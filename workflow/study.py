@@ -88,8 +88,8 @@ def gather_rows(
     """Make the table and its provenance of what `studies._pool` has written into a folder.
 
     Rows of a cell that did not end are kept where the study says ``PARTIAL = True``: a training
-    that ran out of time is a shorter training. `commit` is that of the code where the folder's
-    run has had a copy without its history.
+    that ran out of time is a shorter training. The grids that it names as ``PICTURES`` are kept,
+    too. `commit` is that of the code where the folder's run has had a copy without its history.
 
     Returns
     -------
@@ -130,6 +130,9 @@ def gather_rows(
     target.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(target, index=False, float_format=_DIGITS)
     _write_facts(facts, target.with_suffix(".json"))
+    wanted = getattr(experiment, "PICTURES", ())
+    for grids in folder.glob(f"{name}-grids.jsonl*"):
+        keep_pictures(name, grids, wanted, target.parent / "pictures" / f"{name}.json")
     return True
 
 
@@ -138,12 +141,14 @@ def keep_pictures(
 ) -> None:
     """Keep the first twelve images of some of a pool's grids beside the studies' tables, as text.
 
+    Where there is none of them, what was kept before stays.
+
     Parameters
     ----------
     name : str
         The study.
     grids : Path
-        The pool's ``name-grids.jsonl.gz``.
+        The pool's ``name-grids.jsonl``, or that with ``.gz``.
     wanted : sequence of (dict, int)
         What a cell must hold, and the step.
     target : Path
@@ -152,7 +157,8 @@ def keep_pictures(
     """
     rows, columns = 2, 6
     kept = []
-    with gzip.open(grids, "rt", encoding="utf-8") as lines:
+    opened = gzip.open if grids.suffix == ".gz" else open
+    with opened(grids, "rt", encoding="utf-8") as lines:
         for entry in map(json.loads, lines):
             cell, step = entry["cell"], entry["step"]
             if not any(step == at and some.items() <= cell.items() for some, at in wanted):
@@ -163,6 +169,9 @@ def keep_pictures(
             grid.crop((0, 0, columns * side, rows * side)).save(buffer, "PNG", optimize=True)
             text = base64.b64encode(buffer.getvalue()).decode()
             kept.append({"study": name, "cell": cell, "step": step, "png": text})
+    if not kept:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
     with written(target) as partial:
         partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -17,7 +17,7 @@ from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
 from studies import _pool, panels, rivals, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
-from workflow.study import gather_rows, keep_pictures
+from workflow.study import gather_rows
 
 BLOCK = {"data": "mnist", "loss": "wasserstein", "critic_steps": 5}
 
@@ -167,21 +167,31 @@ def test_a_table_of_what_was_cut_off_is_asked_for_by_hand(tmp_path, monkeypatch)
     assert json.loads((tmp_path / "out.json").read_text())["cells that did not end"] == 2
 
 
-def test_pictures_are_kept_as_text_and_read_as_bytes(tmp_path, monkeypatch):
-    """The first six of each of the first two rows, of the cells and steps that are wanted."""
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_pictures_are_kept_as_text_and_read_as_bytes(tmp_path, monkeypatch, ending):
+    """The first six of each of the first two rows, of the cells and steps that a study names."""
     grid = np.arange(32 * 16, dtype=np.uint8).reshape(16, 32) % 251  # tiles of four pixels
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, "PNG")
     png = base64.b64encode(buffer.getvalue()).decode()
-    entries = [{"cell": {"seed": s}, "step": t, "png": png} for s in (0, 1) for t in (1, 9)]
-    with gzip.open(tmp_path / "grids.gz", "wt", encoding="utf-8") as file:
+    cell = {"part": "test", "seed": 0}
+    entries = [
+        {"cell": {**cell, "seed": seed}, "step": step, "png": png}
+        for seed in (0, 1)
+        for step in (1, 9)
+    ]
+    opened = gzip.open if ending.endswith(".gz") else open
+    with opened(tmp_path / f"rivals-grids{ending}", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in entries)
-    keep_pictures(
-        "rivals", tmp_path / "grids.gz", [({"seed": 1}, 9)], tmp_path / "pictures" / "rivals.json"
-    )
+    rows = [{"cell": cell, "row": {"step": 9}}, {"cell": cell, "seconds": 1.0}]
+    (tmp_path / "rivals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rivals.json").write_text('{"measured": "2020", "criteria": {}, "code": {}}')
+    for wanted in [({"seed": 0}, 9), ({"seed": 7}, 9)]:  # nothing new: what was kept stays
+        monkeypatch.setattr(rivals, "PICTURES", (wanted,))
+        assert gather_rows("rivals", tmp_path, tmp_path / "out.csv")
     monkeypatch.setattr(studies, "folder", lambda: tmp_path)
     (row,) = studies.pictures("rivals").to_dict("records")
-    assert (row["seed"], row["step"]) == (1, 9)
+    assert (row["seed"], row["step"]) == (0, 9)
     np.testing.assert_array_equal(row["image"], grid[:8, :24])
 
 
