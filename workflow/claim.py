@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipbook.notebook.claims import CONTRADICTIONS
 from workflow import slices
+from workflow.environment import CONTRADICTIONS
 from workflow.project import BUILD, ROOT, WorkflowError
 
 #: Runs a script and keeps the records of its checks.

@@ -15,6 +15,9 @@ from workflow.project import BUILD, ROOT
 
 #: The variable by which `make gpu` names the folders where its kit of packages lies.
 KIT = "LIPBOOK_KIT"
+#: `lipbook.notebook.claims` reads it. A step that only starts a kernel need not import that, which
+#: brings torch and takes seconds.
+CONTRADICTIONS = "LIPBOOK_CONTRADICTIONS"
 
 #: What begins like this reaches into Python, a kernel, a figure, the build or what it prints.
 _DROPPED = (

@@ -14,7 +14,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from lipbook.notebook.claims import CONTRADICTIONS
+from workflow.environment import CONTRADICTIONS
 from workflow.notebooks import normalize, write
 from workflow.parameters import literal
 from workflow.project import BUILD, WorkflowError

@@ -90,6 +90,18 @@ def _refuse_the_future() -> None:
             )
 
 
+def arguments(
+    targets: Sequence[str], config: dict[str, Any], cores: int, work: str, profile: str
+) -> list[str]:
+    """Return what Snakemake is told; its `config` goes by a file, in which values keep types."""
+    settings = BUILD / f"{work}-config.json"
+    settings.write_text(json.dumps(config), encoding="utf-8")
+    how = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]
+    # A touched chapter runs again even if its text is the same: as with make, time decides.
+    how += ["--max-checksum-file-size", "0", "--workflow-profile", profile]
+    return [*how, "--configfile", str(settings.relative_to(ROOT)), "--", *targets]
+
+
 def _snakemake(
     targets: Sequence[str], config: dict[str, Any], cores: int, work: str, profile: str
 ) -> None:
@@ -97,12 +109,7 @@ def _snakemake(
     failures.unlink(missing_ok=True)
     os.environ[FAILURES] = str(failures)
     os.chdir(ROOT)
-    settings = BUILD / f"{work}-config.json"  # in a file, values keep their types
-    settings.write_text(json.dumps(config), encoding="utf-8")
-    arguments = ["--cores", str(cores), "--rerun-incomplete", "--scheduler", "greedy"]
-    # A touched chapter runs again even if its text is the same: as with make, time decides.
-    arguments += ["--max-checksum-file-size", "0", "--nocolor", "--workflow-profile", profile]
-    arguments += ["--configfile", str(settings.relative_to(ROOT)), "--", *targets]
+    given = arguments(targets, config, cores, work, profile)
     with _talking_to(log) as person, _stopping(person):
         from snakemake import cli  # seconds of imports that `--help` need not wait for
 
@@ -110,7 +117,7 @@ def _snakemake(
         # Snakemake puts it into shell commands as it stands.
         python, sys.executable = sys.executable, shlex.quote(sys.executable)
         try:
-            cli.main(arguments)
+            cli.main(given)
         except SystemExit as stop:
             failed = bool(stop.code)
         finally:

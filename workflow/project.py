@@ -137,8 +137,14 @@ def claims_beside() -> list[Path]:
 
 def claims_of(chapter: str) -> list[dict[str, Any]]:
     """Return a chapter's entries in the catalogue, as they stand there."""
-    catalogue = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
-    return [entry for entry in catalogue["claims"] if entry["chapter"] == chapter]
+    return [entry for entry in _catalogue(CATALOGUE.read_bytes()) if entry["chapter"] == chapter]
+
+
+@functools.lru_cache(maxsize=1)
+def _catalogue(text: bytes) -> list[dict[str, Any]]:
+    """Parse the catalogue: once for all chapters of a build, since it takes most of a second."""
+    entries: list[dict[str, Any]] = yaml.safe_load(text)["claims"]
+    return entries
 
 
 def modules_used(chapter: str) -> list[Path]:

@@ -270,11 +270,19 @@ def test_the_address_of_the_repository(monkeypatch, environment, url):
 # --- the commands
 
 
-def test_what_the_person_can_mend_is_one_line(capsys):
-    assert command_line.main(["book", "sed=3"]) == 1
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["sed=3"], "unknown parameter 'sed'"),
+        (["SEED=3", "DEVICE=gpu"], "parameter device must be"),
+    ],
+)
+def test_a_bad_parameter_is_one_line_before_anything_runs(capsys, monkeypatch, given, line):
+    monkeypatch.setattr(graph, "run", lambda *_, **__: pytest.fail("it ran"))
+    assert command_line.main(["book", *given]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.fullmatch(r"lipbook: unknown parameter 'sed' .*\n", captured.err)
+    assert re.fullmatch(rf"lipbook: {line} .*\n", captured.err)
 
 
 @pytest.mark.parametrize(
@@ -342,16 +350,33 @@ def test_a_port_that_is_taken_is_one_line(capsys, monkeypatch, tmp_path):
     assert re.fullmatch(line, capsys.readouterr().err)
 
 
-def test_a_file_from_the_future_is_named(monkeypatch, tmp_path):
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the graph be of a folder with one page."""
     (tmp_path / "page.md").touch()
     monkeypatch.setattr(graph, "ROOT", tmp_path)
     monkeypatch.setattr(graph, "BUILD", tmp_path / "build")
     monkeypatch.setattr(graph, "inputs", lambda: [tmp_path / "page.md"])
+    return tmp_path
+
+
+def test_a_second_live_run_is_told_who_is_at_work(empty):
+    (empty / "build").mkdir()
+    (empty / "build" / "build.pid").write_text("4711")
+    line = r"^another build is running here \(process 4711\); wait for it, or stop it$"
+    with (
+        filelock.FileLock(empty / "build" / "build.lock"),
+        pytest.raises(WorkflowError, match=line),
+    ):
+        graph.run(["site"], {}, cores=1)
+
+
+def test_a_file_from_the_future_is_named(empty):
     tomorrow = time.time() + 86_400
-    os.utime(tmp_path / "page.md", (tomorrow, tomorrow))
+    os.utime(empty / "page.md", (tomorrow, tomorrow))
     with pytest.raises(WorkflowError, match=r"^page\.md is from the future.* `touch` the file$"):
         graph.run(["site"], {}, cores=1)
-    assert not (tmp_path / "build").exists()
+    assert not (empty / "build").exists()
 
 
 def test_what_an_editor_leaves_is_no_page(book):
@@ -518,12 +543,31 @@ FOLDER = 'it\'s a "new" (clone) {x} $y & [z]; %s'
 class Copy:
     """A copy of the project, small enough to build in seconds."""
 
-    #: Brings the chapters up to date, without the site.
+    #: Brings chapters up to date, without the site.
     EXECUTE = (
-        "import json, sys; from workflow import graph; from workflow.project import chapters;"
-        "targets = [f'build/executed/{c}.ipynb' for c in chapters()];"
-        "graph.run(targets, {'parameters': json.loads(sys.argv[1])}, cores=1)"
+        "import json, sys; from workflow import graph;"
+        "config = json.loads(sys.argv[1]); folder = config.get('folder', 'build');"
+        "targets = [f'{folder}/executed/{c}.ipynb' for c in sys.argv[2:]];"
+        "graph.run(targets, config, cores=1)"
     )
+
+    #: Says for each line of parameters which chapters would run again. One process for them all:
+    #: to import Snakemake takes longer than to ask it.
+    PLAN = """
+import contextlib, json, sys
+from snakemake import cli
+from snakemake.logging import logger
+from workflow import graph
+
+logger.addFilter(lambda record: getattr(record, "event", "") != "job_info" or planned.append(
+    (record.rule_name, *dict(record.wildcards).values())) or True)
+for line in sys.stdin:
+    planned = []
+    arguments = graph.arguments(["site"], {"parameters": json.loads(line)}, 1, "build", "none")
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+        cli.main(["--dry-run", *arguments])
+    print(json.dumps(planned), flush=True)
+"""
 
     #: The second chapter.
     TWO = "import os\nprint('seed', repr(seed), scale)\nprint(*map(os.environ.get, LEAKS))".replace(
@@ -561,11 +605,9 @@ class Copy:
             cwd=self.root,
             env=caller | hostile | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            **options,
+            **{"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options,
         )
         self.running.append(process)
         return process
@@ -598,11 +640,10 @@ class Copy:
     def times(self, pattern: str = "build/executed/*.ipynb") -> dict[str, int]:
         return {path.stem: path.stat().st_mtime_ns for path in self.root.glob(pattern)}
 
-    def executed_by(self, change: Callable[[], object], **parameters: object) -> set[str]:
-        """Return the chapters that a change makes run again."""
+    def execute(self, *chapters: str, **config: object) -> set[str]:
+        """Bring chapters up to date; return those that ran."""
         before = self.times()
-        change()
-        done = self.run("-c", self.EXECUTE, json.dumps(parameters))
+        done = self.run("-c", self.EXECUTE, json.dumps(config), *chapters)
         assert done.returncode == 0, done.stderr
         after = self.times()
         return {name for name in after if after[name] != before.get(name)}
@@ -660,61 +701,64 @@ def test_a_second_build_executes_nothing(copy):
     assert copy.times(made) | copy.times("build/html/**/*.*") == before
 
 
-def test_a_touched_chapter_runs_again_alone(copy):
-    assert copy.executed_by((copy.root / "book/two.ipynb").touch) == {"two"}
+@pytest.fixture(scope="module")
+def planned(copy) -> Iterator[Callable[..., set[str]]]:
+    """Ask which chapters would run again; any change also makes the site anew."""
+    process = copy.start("-c", Copy.PLAN, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    copy.running.remove(process)  # it outlives one test, and ends with the last
+
+    def ask(**parameters: object) -> set[str]:
+        process.stdin.write(json.dumps(parameters) + "\n")
+        process.stdin.flush()
+        jobs = json.loads(process.stdout.readline())
+        assert bool(jobs) == (["site"] in jobs)
+        return {job[1] for job in jobs if job[0] == "execute"}
+
+    yield ask
+    process.stdin.close()
+    process.wait()
 
 
-def test_an_edited_module_runs_the_chapters_that_import_it(copy):
-    module = copy.root / "lipbook/tiny.py"
-    assert copy.executed_by(lambda: module.write_text("VALUE = 2\n")) == {"one"}
-    assert copy.output("one").endswith("tiny.py 2\n")
+ENTRY = "\n  - {id: T1, chapter: two, section: S, kind: theorem, says: S., verdict: holds}\n"
 
 
-def test_a_module_that_no_chapter_imports_runs_none(copy):
-    assert copy.executed_by((copy.root / "lipbook/lipschitz.py").touch) == set()
+@pytest.mark.parametrize(
+    ("file", "more", "chapters"),
+    [
+        ("book/two.ipynb", "", {"two"}),
+        ("lipbook/tiny.py", "", {"one"}),  # which imports it
+        ("lipbook/lipschitz.py", "", set()),  # which no chapter imports
+        ("requirements.lock", "", {"one", "two"}),
+        ("book/claims.yml", "", set()),
+        ("book/claims.yml", ENTRY, {"two"}),  # whose claim it is
+    ],
+)
+def test_a_change_runs_the_chapters_that_depend_on_it(copy, planned, file, more, chapters):
+    path = copy.root / file
+    before, text = path.stat(), path.read_text()
+    path.write_text(text + more)
+    assert planned() == chapters
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert planned() == set()
 
 
-def test_the_lock_runs_all_chapters(copy):
-    assert copy.executed_by((copy.root / "requirements.lock").touch) == {"one", "two"}
+def test_other_parameters_run_the_chapters_that_declare_them(copy, planned):
+    assert planned(seed=3) == {"one", "two"}
+    assert planned(image_dir="/") == set()
 
 
-def test_a_claim_runs_its_own_chapter(copy):
-    catalogue = copy.root / "book/claims.yml"
-    entry = "\n  - {id: T1, chapter: two, section: S, kind: theorem, says: S., verdict: holds}\n"
-    text = catalogue.read_text()
-    assert copy.executed_by(lambda: catalogue.write_text(text + entry)) == {"two"}
-    assert copy.executed_by(lambda: catalogue.write_text(text)) == {"two"}
-
-
-def test_parameters_reach_the_chapters_and_run_them_again(copy):
+def test_parameters_reach_a_chapter_as_they_were_given(copy):
     odd = """it's "a" {scale} & $HOME, \\n ü"""
-    assert copy.executed_by(lambda: None, seed=3, scale=odd) == {"one", "two"}
-    assert copy.output("two").startswith(f"seed 3 {odd}\n")
-    cells = nbformat.read(copy.root / "build/executed/two.ipynb", as_version=4).cells
+    copy.execute("two", parameters={"seed": 3, "scale": odd}, folder="build/odd")
+    cells = nbformat.read(copy.root / "build/odd/executed/two.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text.startswith(f"seed 3 {odd}\n")
     injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
     assert [cell.id for cell in injected] == ["injected-parameters-2"]
     assert "remove-cell" in injected[0].metadata.tags
-    assert copy.executed_by(lambda: None) == {"one", "two"}
-    assert copy.output("two").startswith("seed 0 default\n")
 
 
-def test_a_bad_parameter_stops_before_anything_runs(copy):
-    before = copy.times("build/**/*")
-    done = copy.book("SEED=3", "DEVICE=gpu")
-    assert done.returncode == 1
-    assert re.fullmatch(r"lipbook: parameter device must be .*\n", done.stderr)
-    assert copy.times("build/**/*") == before
-
-
-def test_a_second_live_run_is_told_who_is_at_work(copy):
-    (copy.root / "build/build.pid").write_text("4711")
-    with filelock.FileLock(copy.root / "build/build.lock"):
-        done = copy.book()
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == (
-        "lipbook: another build is running here (process 4711); wait for it, or stop it\n"
-    )
+# From here on the second chapter is broken, in one way after the other; the last test mends it.
 
 
 def test_a_failing_cell_is_named_once_and_leaves_no_half_output(copy):
@@ -731,7 +775,17 @@ def test_a_failing_cell_is_named_once_and_leaves_no_half_output(copy):
     assert copy.times().keys() == {"one"}
     assert not list(copy.root.glob("build/**/*running*ipynb"))
 
-    assert copy.executed_by(lambda: copy.write("two", copy.TWO)) == {"two"}
+
+def test_a_full_disk_is_one_line(copy):
+    """A limit on a file's size stands in for it: writing fails in the midst of a file too."""
+    copy.write("two", "print('much ' * 100_000)")
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))}
+    done = copy.run("-m", "workflow", "book", "--cores", "1", **limit)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"lipbook: the build is not finished: .*File too large: .*\n", done.stderr
+    ), done.stderr
+    assert "two" not in copy.times()
 
 
 WAIT = """
@@ -782,22 +836,10 @@ def test_after_kill_9_the_same_command_finishes(copy, begun):
     assert "two" not in copy.times()
     assert ended(int((copy.root / "begun").read_text()))
 
-    assert copy.executed_by((copy.root / "go-on").touch) == {"two"}
+    (copy.root / "go-on").touch()
+    assert copy.execute("one", "two") == {"two"}
     assert copy.output("two") == "through\n"
     assert not (copy.root / "build/build.pid").exists()
-
-
-def test_a_full_disk_is_one_line(copy):
-    """A limit on a file's size stands in for it: writing fails in the midst of a file too."""
-    copy.write("two", "print('much ' * 100_000)")
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))}
-    done = copy.run("-m", "workflow", "book", "--cores", "1", **limit)
-    assert done.returncode == 1
-    assert re.fullmatch(
-        r"lipbook: the build is not finished: .*File too large: .*\n", done.stderr
-    ), done.stderr
-    assert "two" not in copy.times()
-    assert copy.executed_by(lambda: copy.write("two", copy.TWO)) == {"two"}
 
 
 def test_a_chapter_is_refreshed_in_place(copy):

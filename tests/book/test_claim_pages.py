@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import claim_html
 import pytest
+import site_checks
 from bs4 import BeautifulSoup
 
 from lipbook.notebook import results
@@ -124,9 +126,10 @@ def page(name: str) -> BeautifulSoup:
     path = SITE / BOOK.name / f"{name}.html"
     if not path.exists():
         pytest.fail("there is no site: run `make book` first")
-    return parsed(path.read_text(encoding="utf-8"))
+    return site_checks.parsed(path)
 
 
+@functools.cache
 def built() -> results.Results:
     return results.load(CHECKED / "claims.json")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import site_checks
 import study_page
 import yaml
 from bs4 import BeautifulSoup
@@ -113,6 +114,6 @@ def test_a_built_page_has_its_table(name):
     path = CHECKED / "html" / BOOK.name / "studies" / f"{name}.html"
     if not path.exists():
         pytest.fail("there is no site: run `make book` first")
-    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    page = site_checks.parsed(path)
     files = [link["href"] for link in page.select("a.download")]
     assert len(files) == 2 * (studies.folder() / f"{name}.csv").exists()
