@@ -122,6 +122,15 @@ def unanswered_exercises(page: Path) -> list[str]:
     return [f"exercise {id_} has no solution" for id_ in exercises if f"#{id_}" not in answered]
 
 
+def scattered_folds(page: Path) -> list[str]:
+    """Find hidden code that shows nothing and is not in the fold of the hidden code after it."""
+    lone = ".cell.tag_hide-input:not(:has(.cell_output)) + .cell.tag_hide-input"
+    return [
+        f"hides code in two folds in a row: {cell.get_text(strip=True)[:40]}"
+        for cell in parsed(page).select(lone)
+    ]
+
+
 def _around(pattern: re.Pattern[str], text: str) -> Iterator[str]:
     for match in pattern.finditer(text):
         yield repr(text[max(match.start() - 30, 0) : match.end() + 30])

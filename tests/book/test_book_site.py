@@ -62,6 +62,7 @@ def test_page(name, check):
         site_checks.picture_faults,
         site_checks.doubled_backslashes,
         site_checks.unanswered_exercises,
+        site_checks.scattered_folds,
     ],
 )
 def test_text(name, check):
@@ -100,6 +101,16 @@ def test_a_public_name_has_its_place_in_the_reference(name):
 @pytest.mark.parametrize("chapter", [c for c in chapters() if not is_appendix(c)])
 def test_chapter_has_exercises(chapter):
     assert 'class="exercise' in (SITE / BOOK.name / f"{chapter}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_no_code_is_lost_in_a_fold(chapter):
+    page = site_checks.parsed(SITE / BOOK.name / f"{chapter}.html")
+    shown = [" ".join(code.get_text().split()) for code in page.select(".cell_input pre")]
+    cells = nbformat.read(source(chapter), as_version=4).cells
+    code = [" ".join(cell.source.split()) for cell in cells if cell.cell_type == "code"]
+    assert [text for text in shown if text in code] == [text for text in code if text in shown]
+    assert len(shown) >= len(code)  # a run at other parameters has a cell more
 
 
 # The site in a browser: one visit a page, whose complaints the tests share.
@@ -213,6 +224,11 @@ ALT = "A picture of something, told in words"
         ("picture_faults", '<input type="range">', "has no label"),
         ("doubled_backslashes", r'<span class="math">\(\\lVert x\)</span>', "doubled backslash"),
         ("unanswered_exercises", '<div class="exercise" id="ex"></div>', "exercise ex has no"),
+        (
+            "scattered_folds",
+            '<div class="cell tag_hide-input">a</div>' * 2,
+            "two folds in a row: a",
+        ),
     ],
 )
 def test_damage_is_seen_in_the_file(tmp_path, check, addition, complaint):

@@ -1,0 +1,45 @@
+"""Fold neighbouring cells together: one thing to open above a picture, not one for each cell.
+
+Cells whose code is hidden and that show nothing go into the fold of the next cell whose code is
+hidden too, where there is one.
+"""
+
+from docutils import nodes
+from docutils.nodes import container
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+
+class JoinFolds(SphinxPostTransform):
+    """Move the code of silent hidden cells into the fold that follows them."""
+
+    default_priority = 198  # before MyST-NB makes the folds, after it has chosen what is shown
+    formats = ("html",)
+
+    def run(self) -> None:
+        """Join the runs of hidden cells, from the last pair of neighbours to the first."""
+        for cell in reversed(list(self.document.findall(_is_hidden))):
+            following = cell.next_node(descend=False, siblings=True)
+            if _is_silent(cell) and _is_hidden(following):
+                following.children[0][:0] = cell.children[0].children
+                following["ids"] = [*cell["ids"], *following["ids"]]
+                cell.parent.remove(cell)
+
+
+def _is_hidden(node: nodes.Node) -> bool:
+    return (
+        isinstance(node, container)
+        and node.get("nb_element") == "cell_code"
+        and node.get("hide_mode") == "input"
+        and bool(node.children)
+    )
+
+
+def _is_silent(cell: container) -> bool:
+    return not any(part.children for part in cell.children[1:])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_post_transform(JoinFolds)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
