@@ -22,7 +22,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test claim flips seeds refresh study serve weigh bench gpu-kit gpu gpu-record lock clean
+.PHONY: help book test claim flips seeds refresh study serve pdf weigh bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ study: $(READY) ## measure a long study into book/studies (STUDY=name; CHECK=20 
 
 serve: $(READY) ## serve the built site on this machine (PORT=8000)
 	@$(RUN) -m workflow serve $(call option,PORT,--port)
+
+pdf: book ## print the book into one PDF (SEED=3 DEVICE=cuda SCALE=full)
+	@$(RUN) -m workflow pdf
 
 weigh: $(READY) ## say how heavy the built site is, and what is too heavy
 	@$(RUN) -m workflow weigh

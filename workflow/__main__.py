@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     weight = commands.add_parser("weigh", help="say how heavy the built site is")
     weight.set_defaults(command=_weigh)
 
+    paper = commands.add_parser("pdf", help="print the built site into one PDF")
+    paper.set_defaults(command=_pdf)
+
     serve = commands.add_parser("serve", help="serve the built site on this machine")
     serve.add_argument("--port", default="8000")
     serve.set_defaults(command=_serve)
@@ -290,6 +293,13 @@ def _weigh(_: argparse.Namespace) -> None:
     print(weight.report())
     if faults := weight.faults():
         raise WorkflowError("\n".join(["the site is heavier than it may be:", *faults]))
+
+
+def _pdf(_: argparse.Namespace) -> None:
+    from workflow import paper
+
+    sheets = paper.print_book(_site(), paper.PDF)
+    print(f"The book on {sheets} sheets is {paper.PDF.relative_to(ROOT)}")
 
 
 def _site() -> Path:

@@ -73,10 +73,15 @@ def for_chapter(chapter: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def other_seed() -> int:
-    """Return one of `OTHER_SEEDS`, as the commit decides: the same on every machine."""
+    """Return one of `OTHER_SEEDS`, as the commit decides."""
+    return OTHER_SEEDS[of_commit() % len(OTHER_SEEDS)]
+
+
+def of_commit() -> int:
+    """Return a number to choose by: another after each commit, the same on every machine."""
     command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return OTHER_SEEDS[int(done.stdout.strip() or "0", 16) % len(OTHER_SEEDS)]
+    return int(done.stdout.strip() or "0", 16)
 
 
 def _convert(name: str, text: str, known: dict[str, str]) -> Any:

@@ -78,9 +78,14 @@ def is_appendix(chapter: str) -> bool:
 
 def chapters() -> list[str]:
     """Return the notebooks named in the table of contents, in its order, without their ending."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    names = [Path(file).name for file in _files(toc)]
+    names = [Path(file).name for file in documents()]
     return [name for name in names if source(name).exists()]
+
+
+def documents() -> list[str]:
+    """Return every page of the table of contents, as ``book/ledger``, in its order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *_files(toc)]
 
 
 def source(chapter: str) -> Path:

@@ -1,11 +1,20 @@
 """Mend for screen readers what pandas and the theme write.
 
-pandas leaves the corner of a table an empty ``<th>``: a header that heads nothing.
+pandas leaves the corner of a table an empty ``<th>``: a header that heads nothing. The theme's
+arrows, which open a part of the sidebar, have no name.
 """
 
+import html
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+
+#: An entry of the sidebar with pages of its own, and the arrow that unfolds them.
+_FOLD = re.compile(r"(<a [^>]*>(?P<title>[^<]*)</a><details[^>]*><summary)>")
 
 
 def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
@@ -23,7 +32,27 @@ def without_empty_headers(table: str) -> str:
     return table.replace("<th></th>", "<td></td>")
 
 
+def with_named_folds(sidebar: str) -> str:
+    """Give each arrow of the sidebar the name of what it unfolds."""
+
+    def named(found: re.Match[str]) -> str:
+        title = html.escape(html.unescape(found["title"]))
+        return f'{found[1]} aria-label="Pages of {title}">'
+
+    return _FOLD.sub(named, sidebar)
+
+
+def _mend_sidebar(
+    app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
+) -> None:
+    written: Callable[..., Any] = context["generate_toctree_html"]
+    context["generate_toctree_html"] = lambda *args, **kwargs: with_named_folds(
+        str(written(*args, **kwargs))
+    )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("source-read", _mend_tables)
+    app.connect("html-page-context", _mend_sidebar, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Locator, Page
 
@@ -165,6 +166,7 @@ class Visit:
     solutions: list[str] = field(default_factory=list)
     theme: list[str] = field(default_factory=list)
     contrast: list[str] = field(default_factory=list)
+    access: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -187,8 +189,11 @@ def opened(browser: Browser, address: str) -> Iterator[tuple[Page, Visit]]:
         context.close()
 
 
-def look_at(browser: Browser, path: Path) -> Visit:
-    """Load a page once and try everything on it that a reader could."""
+def look_at(browser: Browser, path: Path, axe: Sequence[tuple[int, str]] = ()) -> Visit:
+    """Load a page once and try everything on it that a reader could.
+
+    `axe` has the width and the theme of each time that axe is asked.
+    """
     with opened(browser, path.as_uri()) as (page, visit):
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
         visit.formulas.extend(page.evaluate(_FORMULAS))
@@ -200,6 +205,7 @@ def look_at(browser: Browser, path: Path) -> Visit:
         visit.contrast.extend(page.evaluate(_FAINT))
         visit.theme.extend(_theme_faults(page))
         visit.contrast.extend(page.evaluate(_FAINT))
+        visit.access.extend(_access_faults(page, axe))
     return visit
 
 
@@ -239,6 +245,31 @@ def _theme_faults(page: Page) -> Iterator[str]:
     if page.evaluate(background) == light:
         yield "has the same background in dark"
 
+
+def _access_faults(page: Page, combinations: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """Ask axe about all of a page that can be unfolded.
+
+    Colours take most of its time: it judges them where more than one combination is asked for.
+    Of formulas and of highlighted code neither the pictures nor the colours are ours.
+    """
+    page.evaluate(_PREPARE_FOR_AXE)
+    colours = {"enabled": len(combinations) > 1}
+    rules = {"color-contrast": colours, "link-in-text-block": colours}
+    options = {"preload": False, "resultTypes": ["violations"], "rules": rules}
+    for width, theme in combinations:
+        page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(350)  # the theme lets what scrolls be reached by keyboard after 300
+        for fault in Axe().run(page, {"exclude": [["pre"]]}, options).response["violations"]:
+            for node in fault["nodes"]:
+                yield f"{fault['id']}: {node['html'][:120]} ({theme}, {width} px)"
+
+
+_PREPARE_FOR_AXE = """() => {
+  document.querySelectorAll("mjx-container").forEach((formula) => formula.remove());
+  document.querySelectorAll("pre").forEach((code) => (code.textContent = code.textContent));
+  document.querySelectorAll("article details").forEach((fold) => (fold.open = true));
+}"""
 
 # MathJax marks what it could not read, in the picture and again in the text for screen readers.
 # What it never saw keeps its dollars or macros in the text; code may have them.

@@ -4,6 +4,7 @@ Every check is also run on a page that was damaged on purpose, and has to compla
 """
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 
 import lipbook
 from workflow import stage as staging
+from workflow.parameters import of_commit
 from workflow.project import BOOK, CHECKED, ROOT, chapters, is_appendix, source
 from workflow.stage import repository_url
 
@@ -113,12 +115,17 @@ def test_no_code_is_lost_in_a_fold(chapter):
     assert len(shown) >= len(code)  # a run at other parameters has a cell more
 
 
-# The site in a browser: one visit a page, whose complaints the tests share.
+# The site in a browser: one visit a page, whose complaints the tests share. Asking axe takes a
+# second and more: each page is asked in one combination of width and theme, another after each
+# commit, and three pages in all of them.
+COMBINATIONS = [(1400, "light"), (390, "dark"), (1400, "dark"), (390, "light")]
+ASKED = {name: [COMBINATIONS[(k + of_commit()) % 4]] for k, name in enumerate(VISITED)}
+ASKED |= dict.fromkeys(random.Random(of_commit()).sample(VISITED, 3), COMBINATIONS)
 
 
 @pytest.fixture(scope="module", params=VISITED)
 def visit(request, browser):
-    return site_checks.look_at(browser, SITE / request.param)
+    return site_checks.look_at(browser, SITE / request.param, ASKED[request.param])
 
 
 def test_no_request_leaves(visit):
@@ -147,6 +154,10 @@ def test_theme_turns_dark(visit):
 
 def test_text_stands_out_in_light_and_dark(visit):
     assert visit.contrast == []
+
+
+def test_axe_finds_nothing(visit):
+    assert visit.access == []
 
 
 def search(browser, term):
@@ -276,6 +287,13 @@ DAMAGE = [
         "solution 'b' does not open",
     ),
     ("contrast", '<p style="color: #999">pale</p>', "faint in light (2.8): pale"),
+    ("access", '<button type="button"></button>', "button-name: <button"),
+    (
+        "access",
+        '<div style="height: 9px; overflow: auto"><p style="height: 99px">long</p></div>',
+        "scrollable-region-focusable: <div",
+    ),
+    ("access", '<p style="color: #444">deep</p>', 'color-contrast: <p style="color: #444"'),
     ("contrast", '<p style="color: #333">deep</p>', "faint in dark (1.5): deep"),
 ]
 
@@ -283,7 +301,7 @@ DAMAGE = [
 @pytest.fixture(scope="module")
 def bad_visit(browser, tmp_path_factory):
     page = damaged(tmp_path_factory.mktemp("damaged"), *(addition for _, addition, _ in DAMAGE))
-    return site_checks.look_at(browser, page)
+    return site_checks.look_at(browser, page, COMBINATIONS)
 
 
 @pytest.mark.parametrize(("kind", "complaint"), [(kind, said) for kind, _, said in DAMAGE])
@@ -305,7 +323,7 @@ def test_no_damage_is_seen_where_none_was_done(tmp_path, browser):
         f'<figure><img src="{DOT}" alt="{ALT}"><figcaption>x</figcaption></figure>',
         r'<span class="math">\(x\)</span><pre>$x$</pre>',
     )
-    assert site_checks.look_at(browser, page) == site_checks.Visit()
+    assert site_checks.look_at(browser, page, COMBINATIONS) == site_checks.Visit()
     assert site_checks.unanswered_exercises(page) == site_checks.picture_faults(page) == []
 
 

@@ -1,0 +1,98 @@
+"""The book on paper: two pages of the built site printed, and what could be cut looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+from pypdf import PdfReader
+
+from workflow import paper
+from workflow.project import CHECKED
+
+SITE = CHECKED / "html"
+NAMES = ["book/02_matrix_norms", "book/notation"]
+#: As beforeprint finds the page, and what then reaches over the edge of the paper or lies hidden.
+CUT = """() => {
+  dispatchEvent(new Event("beforeprint"));
+  const right = document.querySelector("article").getBoundingClientRect().right + 1;
+  const shown = document.querySelectorAll("article :not(mjx-assistive-mml, mjx-assistive-mml *)");
+  return [...shown].filter((node) => {
+    const style = getComputedStyle(node);
+    const hides = node.clientWidth > 1 && style.overflowX !== "visible" &&
+      node.scrollWidth > node.clientWidth + 1;
+    return node.checkVisibility() && (hides || node.getBoundingClientRect().right > right);
+  }).map((node) => node.outerHTML.slice(0, 120));
+}"""
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Path:
+    target = tmp_path_factory.mktemp("paper") / "two.pdf"
+    sheets = paper.print_pages(browser, SITE, target, NAMES)
+    assert sheets == len(PdfReader(target).pages)
+    return target
+
+
+def test_contents_say_on_which_sheet_a_page_begins(printed):
+    reader = PdfReader(printed)
+    second = paper.first_sheets(printed)["book/notation"]
+    contents = next(t for sheet in reader.pages if "Contents" in (t := sheet.extract_text()))
+    assert f"Notation {second}" in " ".join(contents.replace("…", " ").split())
+    assert "Notation" in reader.pages[second - 1].extract_text()
+
+
+def test_paper_has_numbers_links_and_an_outline(printed):
+    reader = PdfReader(printed)
+    for number, sheet in enumerate(reader.pages, 1):
+        assert str(number) in sheet.extract_text().split()
+    links = [
+        annotation.get_object()
+        for sheet in reader.pages
+        for annotation in sheet.get("/Annots") or ()
+    ]
+    kinds = {link["/A"]["/S"] if "/A" in link else "/Dest" for link in links}
+    addresses = [link["/A"]["/URI"] for link in links if link.get("/A", {}).get("/S") == "/URI"]
+    assert "/Dest" in kinds or "/GoTo" in kinds
+    assert all(address.startswith("https:") for address in addresses), addresses
+    assert len(reader.outline) > 2
+
+
+def test_what_is_folded_is_on_paper_but_for_code(printed):
+    text = "".join(sheet.extract_text() for sheet in PdfReader(printed).pages)
+    assert "What decides it" in text  # the numbers of a card
+    assert "Show code cell source" not in text
+    assert "import matplotlib" not in text
+
+
+@pytest.fixture
+def sheet(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """Return a page as wide as paper."""
+    context = browser.new_context(offline=True, viewport={"width": 665, "height": 940})
+    page = context.new_page()
+    page.emulate_media(media="print")
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_page_prints_whole_and_light(sheet, name):
+    sheet.goto((SITE / f"{name}.html").as_uri())
+    sheet.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
+    sheet.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert sheet.evaluate(CUT) == []
+    assert sheet.evaluate("document.documentElement.dataset.theme") == "light"
+    assert sheet.locator("article details:not(.hide, [open])").count() == 0
+    assert not sheet.locator(".bd-sidebar-primary").is_visible()
+    sheet.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert sheet.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_what_is_cut_is_seen(sheet):
+    wide = '<article style="width: 300px"><p style="width: 400px">x</p></article>'
+    sheet.set_content(wide)
+    assert any("400px" in line for line in sheet.evaluate(CUT))
+    sheet.set_content('<article><pre style="width: 9px; overflow: auto">long word</pre></article>')
+    assert any("9px" in line for line in sheet.evaluate(CUT))
