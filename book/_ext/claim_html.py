@@ -152,7 +152,7 @@ def filters(entries: Iterable[Entry], titles: dict[str, str]) -> str:
     menus = {
         "verdict": {word: word for word in dict.fromkeys(e.verdict for e in entries)},
         "kind": {kind: kind for kind in kinds},
-        "chapter": {name: titles[name] for name in dict.fromkeys(e.chapter for e in entries)},
+        "chapter": {name: titles[name] for name in sorted({e.chapter for e in entries})},
     }
     fields = []
     for name, choices in menus.items():
