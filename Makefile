@@ -22,7 +22,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test claim flips seeds refresh study serve pdf weigh bench gpu-kit gpu gpu-record lock clean
+.PHONY: help book test core claim flips seeds refresh study serve pdf weigh future links audit bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,8 +37,12 @@ test: $(READY) ## build the book at another seed and run every check
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/deptry .
 	@$(RUN) -m workflow check --cores $(call quote,$(CORES))
 	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov
+
+core: $(READY) ## run the tests of the package's core, in the Python at hand
+	$(RUN) -m pytest -n $(call quote,$(CORES)) tests/core $(wildcard lipbook/*.py)
 
 claim: $(READY) ## run just the cells that a claim's check needs (ID=PI2, SEED=3)
 	$(if $(call given,ID),,$(error name the claim: make claim ID=PI2))
@@ -65,6 +69,16 @@ pdf: book ## print the book into one PDF (SEED=3 DEVICE=cuda SCALE=full)
 
 weigh: $(READY) ## say how heavy the built site is, and what is too heavy
 	@$(RUN) -m workflow weigh
+
+future: book ## try the newest of everything: the core's tests, the book without Jupyter Book
+	@$(RUN) -m workflow future
+
+links: book ## ask every address outside of the site that a page names
+	$(VENV)/bin/jupyter-book build build/source --builder linkcheck --path-output build/links
+
+audit: ## look for known vulnerabilities in what requirements.lock pins
+	$(call quote,$(PYTHON)) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
 	@for name in $(foreach name,$(BENCH),$(call quote,$(name))); do OMP_NUM_THREADS=1 $(RUN) -m "benchmarks.$$name" || exit 1; done

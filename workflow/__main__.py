@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     weight = commands.add_parser("weigh", help="say how heavy the built site is")
     weight.set_defaults(command=_weigh)
 
+    future = commands.add_parser("future", help="try the newest version of everything")
+    future.set_defaults(command=_future)
+
     paper = commands.add_parser("pdf", help="print the built site into one PDF")
     paper.set_defaults(command=_pdf)
 
@@ -293,6 +296,18 @@ def _weigh(_: argparse.Namespace) -> None:
     print(weight.report())
     if faults := weight.faults():
         raise WorkflowError("\n".join(["the site is heavier than it may be:", *faults]))
+
+
+def _future(_: argparse.Namespace) -> None:
+    from workflow import future
+
+    _site()
+    versions = future.build(BUILD / "source")
+    told = ("numpy", "sphinx", "torch")
+    print(
+        "The book and the core work with "
+        + ", ".join(line for line in versions if line.lower().partition("==")[0] in told)
+    )
 
 
 def _pdf(_: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 from IPython.display import HTML
 from matplotlib.animation import Animation
 from matplotlib.axes import Axes
@@ -52,7 +51,7 @@ _BUTTONS = {
 }
 
 _STYLE: Any = {
-    "axes.prop_cycle": cycler(color=list(PALETTE.values())),
+    "axes.prop_cycle": plt.cycler(color=list(PALETTE.values())),
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,

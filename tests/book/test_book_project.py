@@ -131,7 +131,7 @@ def test_an_invalid_citation_is_refused(tmp_path):
 
 
 def test_workflows_are_valid():
-    assert {path.name for path in WORKFLOWS} == {"ci.yml", "pages.yml"}
+    assert {path.name for path in WORKFLOWS} == {"ci.yml", "pages.yml", "weekly.yml"}
     assert validates("github-workflows", *WORKFLOWS)
 
 
@@ -163,7 +163,10 @@ def test_a_workflow_may_read_and_no_more(path):
 
 def test_only_publishing_asks_for_more():
     asked = {name: job["permissions"] for name, job in jobs() if "permissions" in job}
-    assert asked == {"pages-deploy": {"pages": "write", "id-token": "write"}}
+    assert asked == {
+        "pages-deploy": {"pages": "write", "id-token": "write"},
+        "weekly-tell": {"issues": "write"},
+    }
 
 
 @every_job
@@ -182,6 +185,27 @@ def test_a_job_opens_the_doors_that_a_person_opens(job):
     for step in job["steps"]:
         if command := step.get("run"):
             assert re.fullmatch(r"make ([a-z]+)( [A-Z]+=\w+)*", command.strip())[1] in TARGETS
+
+
+def audited(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run("zizmor", "--offline", "--quiet", "--no-progress", str(folder))
+
+
+def test_a_workflow_gives_nothing_away():
+    assert audited(WORKFLOWS[0].parent).returncode == 0
+
+
+def test_a_workflow_that_runs_what_a_stranger_wrote_is_refused(tmp_path):
+    text = WORKFLOWS[0].read_text(encoding="utf-8")
+    harmful = text.replace("make test", "echo ${{ github.event.pull_request.title }}")
+    (tmp_path / "ci.yml").write_text(harmful, encoding="utf-8")
+    assert "template-injection" in audited(tmp_path / "ci.yml").stdout
+
+
+def test_the_core_is_tested_in_every_python_that_it_allows():
+    versions = dict(jobs())["ci-core"]["strategy"]["matrix"]["python"]
+    assert versions[0] == PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert versions == [f"3.{minor}" for minor in range(11, 14)]
 
 
 def test_the_gpu_waits_for_a_hand():
