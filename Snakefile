@@ -1,4 +1,4 @@
-# The one graph of the book: chapter -> executed notebook -> claims -> staged tree -> site.
+# The one graph of the book: chapter -> executed notebook -> claims and staged tree -> site.
 #
 # `make book` runs it (workflow/graph.py keeps two runs apart). Every rule names one function of
 # workflow/step.py. Outputs appear whole or not at all; Snakemake decides what is out of date from
@@ -9,7 +9,6 @@ import os
 from workflow.parameters import for_chapter
 from workflow.project import (
     chapters,
-    claims_beside,
     claims_of,
     modules_used,
     pages,
@@ -31,7 +30,6 @@ EXECUTED = expand(f"{OUT}/executed/{{chapter}}.ipynb", chapter=CHAPTERS)
 # What takes seconds does not queue for a cluster.
 localrules:
     site,
-    claims,
     stage,
     html,
     study_table,
@@ -94,21 +92,12 @@ rule seed:
         "workflow/step.py"
 
 
-# What the chapters found, as data, made once: every page that shows a claim reads it.
-rule claims:
-    input:
-        executed=EXECUTED,
-        beside=HERE(claims_beside()),
-    output:
-        f"{OUT}/claims.json",
-    script:
-        "workflow/step.py"
-
-
+# The tree that Sphinx reads, and what the chapters found, as data: every page that shows a claim
+# reads it.
 rule stage:
     input:
         executed=EXECUTED,
-        claims=f"{OUT}/claims.json",
+        stored=HERE(map(source, CHAPTERS)),
         pages=HERE(pages()),
         studies=HERE(studies_told()),
         settings=["_config.yml", "_toc.yml"],
@@ -116,7 +105,8 @@ rule stage:
         repository=repository_url(),
         site=site_url(),
     output:
-        directory(f"{OUT}/source"),
+        tree=directory(f"{OUT}/source"),
+        claims=f"{OUT}/claims.json",
     script:
         "workflow/step.py"
 

@@ -189,6 +189,31 @@ def compare(calls: dict[str, Call], rounds: int, run: Run, progress: tqdm[Any]) 
     return 1e3 * interleaved(timers, rounds, progress)
 
 
+def with_ratios(ms: pd.DataFrame) -> pd.DataFrame:
+    """Add to the times of each round their ratios to torch's, and to the floor."""
+    least = ms["empty, forward + backward"] + ms["floor, forward + backward"]
+    ratios = {
+        "forward / floor": ms["lipbook, forward"] / ms["floor"],
+        "torch / lipbook": ms["torch, forward + backward"] / ms["lipbook, forward + backward"],
+        "torch / least": ms["torch, forward + backward"] / least,
+    }
+    for mode in ("eval", "eval without grad"):
+        ratios[f"torch / lipbook, {mode}"] = ms[f"torch, {mode}"] / ms[f"lipbook, {mode}"]
+    return ms.assign(**ratios)
+
+
+def of_steps(steps: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the median time of each critic's step, beside a plain one and torch's."""
+    table = {}
+    for name, ms in steps.items():
+        for call in ms:
+            ratio = (ms[call] / ms["plain step"]).median()
+            faster = (ms["torch step"] / ms[call]).median()
+            found = {"ms": ms[call].median(), "over plain": ratio, "torch's over it": faster}
+            table[f"{name}, {call.removesuffix(' step')}"] = found
+    return pd.DataFrame(table).T
+
+
 def main() -> None:
     """Parse the command line, measure, and print the tables."""
     parser = options_of("benchmarks.spectral_normalization", __doc__, rounds=15)
@@ -206,15 +231,7 @@ def main() -> None:
                 torch.randn(*shape, generator=generator).to(run.device, dtype) for _ in range(2)
             )
             ms = compare(weight_calls(matrix, gradient), options.rounds, run, progress)
-            ms["forward / floor"] = ms["lipbook, forward"] / ms["floor"]
-            ms["torch / lipbook"] = (
-                ms["torch, forward + backward"] / ms["lipbook, forward + backward"]
-            )
-            least = ms["empty, forward + backward"] + ms["floor, forward + backward"]
-            ms["torch / least"] = ms["torch, forward + backward"] / least
-            for mode in ("eval", "eval without grad"):
-                ms[f"torch / lipbook, {mode}"] = ms[f"torch, {mode}"] / ms[f"lipbook, {mode}"]
-            weights[f"{shape[0]}×{shape[1]}"] = ms.median()
+            weights[f"{shape[0]}×{shape[1]}"] = with_ratios(ms).median()
         steps = {
             name: compare(step_calls(make, run, dtype), options.rounds, run, progress)
             for name, make in CRITICS.items()
@@ -224,14 +241,7 @@ def main() -> None:
     )
     print(pd.DataFrame(weights).round(3).to_string())
     print("\nA training step of a critic of 32×32 images, batch 16\n")
-    table = {}
-    for name, ms in steps.items():
-        for call in ms:
-            ratio = (ms[call] / ms["plain step"]).median()
-            faster = (ms["torch step"] / ms[call]).median()
-            found = {"ms": ms[call].median(), "over plain": ratio, "torch's over it": faster}
-            table[f"{name}, {call.removesuffix(' step')}"] = found
-    print(pd.DataFrame(table).T.round(3).to_string())
+    print(of_steps(steps).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def _write_facts(name: str, folder: Path, card: str, more: dict[str, Any]) -> No
         "torch": torch.__version__,
         "NumPy": np.__version__,
         **more,
-        "commit": _printed(["git", "rev-parse", "HEAD"]) or "unknown",
+        "commit": printed(["git", "rev-parse", "HEAD"]) or "unknown",
         "criteria": criteria(getattr(importlib.import_module(f"studies.{name}"), "CLAIMS", ())),
         "code": studies.digests(name),
     }
@@ -362,10 +362,10 @@ def _stop_sharing(old: dict[str, str | None]) -> None:
 
 def _card() -> str:
     """Return the name of the GPU, asked by another process: this one is to have no part of it."""
-    return (torch.cuda.is_available() and _printed([sys.executable, "-c", _PROBE])) or "CPU"
+    return (torch.cuda.is_available() and printed([sys.executable, "-c", _PROBE])) or "CPU"
 
 
-def _printed(command: list[str]) -> str:
+def printed(command: list[str]) -> str:
     """Return what a command prints, or nothing if it fails."""
     try:
         done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)

@@ -25,13 +25,10 @@ from workflow.project import (
     WorkflowError,
     chapters,
     plain,
-    read_notebook,
-    source,
 )
 
 #: A part costs seconds to start, and what a kill loses is at most a part for each core.
 _STUDY_PARTS = 32
-_CORES = str(os.cpu_count() or 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,92 +48,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workflow", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    book = commands.add_parser("book", help="execute what changed and build the site")
-    book.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="e.g. seed=3 device=cuda")
-    book.add_argument("--cores", default=_CORES)
-    book.set_defaults(command=_book)
-
-    check = commands.add_parser("check", help="build the book at another seed, for the tests")
-    check.add_argument("--cores", default=_CORES)
-    check.set_defaults(command=_check)
-
-    _add_claims(commands)
-
-    refresh = commands.add_parser("refresh", help="format and re-execute the stored notebooks")
-    refresh.add_argument("chapters", nargs="*", metavar="CHAPTER", help="all of them by default")
-    refresh.add_argument("--cores", default=_CORES)
-    refresh.set_defaults(command=_refresh)
-
-    study = commands.add_parser("study", help="measure a long study, or repeat a sample of it")
-    study.add_argument("name")
-    study.add_argument("--cores", default=_CORES)
-    study.add_argument("--check", metavar="N", help="repeat N random cells and compare")
-    study.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
-    study.set_defaults(command=_study)
-
-    lint = commands.add_parser("lint", help="check the stored notebooks' form")
-    lint.set_defaults(command=_lint)
-
-    weight = commands.add_parser("weigh", help="say how heavy the built site is")
-    weight.set_defaults(command=_weigh)
-
-    future = commands.add_parser("future", help="try the newest version of everything")
-    future.set_defaults(command=_future)
-
-    paper = commands.add_parser("pdf", help="print the built site into one PDF")
-    paper.set_defaults(command=_pdf)
-
-    serve = commands.add_parser("serve", help="serve the built site on this machine")
-    serve.add_argument("--port", default="8000")
-    serve.set_defaults(command=_serve)
-
-    browser = commands.add_parser("browser", help="find or install a browser for the site's checks")
-    browser.set_defaults(command=_browser)
-
-    _add_records(commands)
+    for name, (command, does, *arguments) in (_of_the_book() | _of_other_machines()).items():
+        door = commands.add_parser(name, help=does)
+        door.set_defaults(command=command)
+        for argument, options in arguments:
+            door.add_argument(argument, **options)
     return parser
 
 
-def _add_claims(commands: Any) -> None:
-    """Add what concerns verdicts: one claim, other seeds, worlds in which they turn."""
-    claim = commands.add_parser("claim", help="run just what a claim's check needs")
-    claim.add_argument("claim")
-    claim.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
-    claim.set_defaults(command=_claim)
+def _of_the_book() -> dict[str, tuple[Any, ...]]:
+    """Return each command: its function, what it does, and its arguments."""
+    cores = ("--cores", {"default": str(os.cpu_count() or 1)})
+    given = ("parameters", {"nargs": "*", "metavar": "NAME=VALUE", "help": "e.g. seed=3"})
+    profile = ("--profile", {"default": "none", "help": "of Snakemake, in profiles/"})
+    some = {"nargs": "*", "help": "all of them by default"}
+    return {
+        "book": (_book, "execute what changed and build the site", given, cores),
+        "check": (_check, "build the book at another seed, for the tests", cores),
+        "claim": (_claim, "run just what a claim's check needs", ("claim", {}), given),
+        "seeds": (
+            *(_seeds, "run chapters at seeds that nobody used yet", cores, profile),
+            ("chapters", {"nargs": "?", "default": "", "help": '"one two", all by default'}),
+            ("--seeds", {"default": "20"}),
+        ),
+        "flips": (_flips, "plant a world for every claim, and see it turn", ("claims", some)),
+        "refresh": (
+            *(_refresh, "format and re-execute the stored notebooks", cores),
+            ("chapters", some),
+        ),
+        "study": (
+            *(_study, "measure a long study, or repeat a sample of it", cores, profile),
+            ("name", {}),
+            ("--check", {"metavar": "N", "help": "repeat N random cells and compare"}),
+        ),
+        "pdf": (_pdf, "print the built site into one PDF"),
+        "weigh": (_weigh, "say how heavy the built site is"),
+        "serve": (_serve, "serve the built site on this machine", ("--port", {"default": "8000"})),
+        "browser": (_browser, "find or install a browser for the site's checks"),
+    }
 
-    seeds = commands.add_parser("seeds", help="run chapters at seeds that nobody used yet")
-    seeds.add_argument("chapters", nargs="?", default="", help='"one two", all of them by default')
-    seeds.add_argument("--seeds", default="20")
-    seeds.add_argument("--profile", default="none", help="of Snakemake, in profiles/")
-    seeds.add_argument("--cores", default=_CORES)
-    seeds.set_defaults(command=_seeds)
 
-    flips = commands.add_parser("flips", help="plant a world for every claim, and see it turn")
-    flips.add_argument("claims", nargs="*", metavar="ID", help="all of them by default")
-    flips.set_defaults(command=_flips)
-
-
-def _add_records(commands: Any) -> None:
-    """Add what gathers, here or elsewhere, what was measured on another machine."""
-    rows = commands.add_parser(
-        "study-rows", help="make the table of what studies._pool has written"
-    )
-    rows.add_argument("name")
-    rows.add_argument("folder", type=Path)
-    rows.add_argument("--commit", default="", help="of the code that measured them")
-    rows.add_argument(
-        "--cut-off", action="store_true", help="also if more cells were cut off than ended"
-    )
-    rows.set_defaults(command=_study_rows)
-
-    kit = commands.add_parser("gpu-kit", help="gather wheels for a machine without a network")
-    kit.add_argument("python", nargs="?", default="3.12", help="its version of Python")
-    kit.set_defaults(command=_gpu_kit)
-
-    record = commands.add_parser("gpu-record", help="keep what `make gpu` wrote")
-    record.add_argument("folder", type=Path)
-    record.set_defaults(command=_gpu_record)
+def _of_other_machines() -> dict[str, tuple[Any, ...]]:
+    """Return the commands by which a machine with a GPU is used."""
+    folder = ("folder", {"type": Path})
+    return {
+        "study-rows": (
+            *(_study_rows, "make the table of what studies._pool has written"),
+            ("name", {}),
+            folder,
+            ("--commit", {"default": "", "help": "of the code that measured them"}),
+            ("--cut-off", {"action": "store_true", "help": "also if fewer cells ended than not"}),
+        ),
+        "gpu-kit": (
+            *(_gpu_kit, "gather wheels for a machine without a network"),
+            ("python", {"nargs": "?", "default": "3.12", "help": "its version of Python"}),
+        ),
+        "gpu-record": (_gpu_record, "keep what `make gpu` wrote", folder),
+    }
 
 
 def _number(name: str, text: str, least: int = 1, most: int = 100_000) -> int:
@@ -144,6 +112,15 @@ def _number(name: str, text: str, least: int = 1, most: int = 100_000) -> int:
     if not text.isdecimal() or not least <= int(text) <= most:
         raise WorkflowError(f"{name} must be a number from {least} to {most}, got {text!r}")
     return int(text)
+
+
+def _chosen(names: Sequence[str]) -> Sequence[str]:
+    """Return these chapters, or all of them if none is named."""
+    known = chapters()
+    for name in names:
+        if name not in known:
+            raise WorkflowError(f"no chapter {name!r}; there are {', '.join(known)}")
+    return names or known
 
 
 def _book(options: argparse.Namespace) -> None:
@@ -188,9 +165,7 @@ def _seeds(options: argparse.Namespace) -> None:
     from workflow import graph, seeds
 
     cores, count = _number("CORES", options.cores), _number("SEEDS", options.seeds)
-    chosen = options.chapters.split() or chapters()
-    if unknown := set(chosen) - set(chapters()):
-        raise WorkflowError(f"no chapter {sorted(unknown)[0]!r}; there are {', '.join(chapters())}")
+    chosen = _chosen(options.chapters.split())
     targets = [f"build/seeds/{name}/{seed}.json" for name in chosen for seed in seeds.seeds(count)]
     try:
         graph.run(targets, {}, cores=cores, work="seeds", profile=options.profile)
@@ -212,12 +187,7 @@ def _refresh(options: argparse.Namespace) -> None:
     from workflow.refresh import store
 
     cores = _number("CORES", options.cores)
-    known = chapters()
-    chosen = options.chapters or known
-    for name in chosen:
-        if name not in known:
-            raise WorkflowError(f"no chapter {name!r}; there are {', '.join(known)}")
-    targets = {name: f"build/refreshed/{name}.ipynb" for name in chosen}
+    targets = {name: f"build/refreshed/{name}.ipynb" for name in _chosen(options.chapters)}
     try:
         graph.run(list(targets.values()), {}, cores=cores, work="refresh")
     finally:  # what is done is kept, whatever another chapter does
@@ -280,15 +250,6 @@ def _gpu_record(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _lint(_: argparse.Namespace) -> None:
-    from workflow.notebooks import faults
-
-    notebooks = {name: read_notebook(source(name)) for name in chapters()}
-    found = [f"{name}: {fault}" for name in notebooks for fault in faults(notebooks[name])]
-    if found:
-        raise WorkflowError("the stored notebooks need work:\n" + "\n".join(found))
-
-
 def _weigh(_: argparse.Namespace) -> None:
     from workflow.weigh import weigh
 
@@ -296,18 +257,6 @@ def _weigh(_: argparse.Namespace) -> None:
     print(weight.report())
     if faults := weight.faults():
         raise WorkflowError("\n".join(["the site is heavier than it may be:", *faults]))
-
-
-def _future(_: argparse.Namespace) -> None:
-    from workflow import future
-
-    _site()
-    versions = future.build(BUILD / "source")
-    told = ("numpy", "sphinx", "torch")
-    print(
-        "The book and the core work with "
-        + ", ".join(line for line in versions if line.lower().partition("==")[0] in told)
-    )
 
 
 def _pdf(_: argparse.Namespace) -> None:

@@ -6,9 +6,9 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -37,7 +37,9 @@ def execute(notebook: Path, output: Path, log: Path, parameters: dict[str, Any])
     scratch = BUILD / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     partial = log.with_suffix(".running.ipynb")
-    with log.open("w", encoding="utf-8") as stream, _logged(stream), _judged(parameters):
+    # A run of its own may find another verdict than the catalogue's, which would stop it.
+    judged = {CONTRADICTIONS: "record"} if parameters else {}
+    with log.open("w", encoding="utf-8") as stream, _logged(stream), patch.dict(os.environ, judged):
         try:
             papermill.execute_notebook(
                 literal(notebook),
@@ -67,20 +69,6 @@ def execute(notebook: Path, output: Path, log: Path, parameters: dict[str, Any])
             cell.id = f"injected-parameters-{number}"
     write(normalize(done), output)
     partial.unlink()
-
-
-@contextlib.contextmanager
-def _judged(parameters: dict[str, Any]) -> Iterator[None]:
-    """Let a run of its own record another verdict than the catalogue's, which would stop it."""
-    before = os.environ.get(CONTRADICTIONS)
-    if parameters:
-        os.environ[CONTRADICTIONS] = "record"
-    try:
-        yield
-    finally:
-        os.environ.pop(CONTRADICTIONS, None)
-        if before is not None:
-            os.environ[CONTRADICTIONS] = before
 
 
 @contextlib.contextmanager

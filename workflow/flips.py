@@ -6,14 +6,13 @@ import datetime
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lipbook.notebook.catalogue import catalogue, catalogue_path
 from workflow import claim as runner
-from workflow.project import BOOK, WorkflowError, written
+from workflow.project import BOOK, WorkflowError, write_json
 from workflow.slices import Plant
 
 WORLDS = BOOK / "flips.yml"
@@ -94,7 +93,4 @@ def _keep(name: str, found: dict[str, Any]) -> None:
     record["flips"][name] = found
     order = [claim for claim in catalogue(catalogue_path()) if claim in record["flips"]]
     record["flips"] = {claim: record["flips"][claim] for claim in order}
-    RECORD.parent.mkdir(exist_ok=True)
-    with written(Path(RECORD)) as partial:
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        partial.write_text(f"{text}\n", encoding="utf-8")
+    write_json(RECORD, record)

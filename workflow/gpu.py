@@ -19,7 +19,6 @@ import gzip
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -37,15 +36,16 @@ from torch import Tensor, nn
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.normalization import spectral_normalize
 from lipbook.wgan import GradientPenalty
-from studies._pool import read
+from studies._pool import printed, read
 from workflow.environment import KIT
-from workflow.project import ROOT, written
+from workflow.project import ROOT, write_json, written
 
 #: By priority; a name that comes twice has twice the share of the workers.
 STUDIES = ("open_question", "classes", "panels", "panels", "rivals", "rivals", "rivals")
 _RESERVE = 25.0  # seconds at the end for what has begun
 _KEEP_EVERY = 20.0  # seconds between two savings
 
+_COMMIT = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
 _MOST_CHARACTERS = 19e6  # of a study's images as text, some 14 MB when packed
 
 Record = dict[str, Any]
@@ -68,9 +68,7 @@ class Results:
     def save(self) -> None:
         """Write ``gpu.json``, ``rows.tar.gz``, each study's images and the last grid."""
         with self.lock:
-            text = json.dumps(self.record, indent=1, ensure_ascii=False) + "\n"
-            with written(self.out / "gpu.json") as path:
-                path.write_text(text, encoding="utf-8")
+            write_json(self.out / "gpu.json", self.record)
             with written(self.out / "rows.tar.gz") as path:
                 self._pack(path)
             for file in self.scratch.glob("*-grids.jsonl"):
@@ -133,26 +131,13 @@ def machine() -> Record:
     on_gpu = torch.cuda.is_available()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": os.environ.get("LIPBOOK_COMMIT") or _commit(),
+        "commit": os.environ.get("LIPBOOK_COMMIT") or printed(_COMMIT) or "unknown",
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "cores": os.cpu_count(),
         "processor": _processor(),
         "Python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _commit() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    found = subprocess.run(
-        [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

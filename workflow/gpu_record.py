@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from workflow.project import BOOK, STUDIES, WorkflowError
+from workflow.project import BOOK, STUDIES, WorkflowError, write_json
 
 RECORDS = BOOK / "records"
 
@@ -28,11 +28,9 @@ def keep(folder: Path) -> Iterator[str]:
         raise WorkflowError(f"{folder} has no gpu.json: `make gpu OUT={folder}` writes it")
     record = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
     commit = record["machine"].get("commit", "")
-    RECORDS.mkdir(exist_ok=True)
     if (folder / "gpu-grid.png").exists():  # as text: the repository holds no binary files
         record["grid"] = base64.b64encode((folder / "gpu-grid.png").read_bytes()).decode()
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    (RECORDS / "gpu.json").write_text(text, encoding="utf-8")
+    write_json(RECORDS / "gpu.json", record)
     yield f"kept {RECORDS / 'gpu.json'}"
     with tempfile.TemporaryDirectory() as unpacked:
         with tarfile.open(folder / "rows.tar.gz") as tar:

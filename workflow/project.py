@@ -6,6 +6,7 @@ import ast
 import contextlib
 import errno
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,13 @@ def written(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, found: object) -> None:
+    """Write what is kept in the repository or read by a person: whole or not at all."""
+    with written(path) as partial:
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def is_appendix(chapter: str) -> bool:
@@ -132,12 +140,6 @@ def _files_in(folder: Path) -> list[Path]:
         if ours and not path.name.endswith("~") and path.is_file():
             found.append(path)
     return sorted(found)
-
-
-def claims_beside() -> list[Path]:
-    """Return what is known about the claims besides this build's own numbers."""
-    beside = [CATALOGUE, BOOK / "equations.yml", *map(source, chapters())]
-    return beside + sorted([*BOOK.glob("records/*.json"), *STUDIES.glob("*.json")])
 
 
 def claims_of(chapter: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from lipbook.notebook.catalogue import catalogue, catalogue_path
 from lipbook.notebook.claims import records
 from workflow.execute import execute
-from workflow.project import BOOK, BUILD, WorkflowError, plain, read_notebook, written
+from workflow.project import BOOK, BUILD, WorkflowError, plain, read_notebook, write_json
 
 FIRST = 1000  #: and upwards: more seeds are these and further ones
 RUNS = BUILD / "seeds"
@@ -36,7 +36,7 @@ def run(notebook: Path, seed: int, output: Path, log: Path) -> None:
     except WorkflowError as error:
         found = {"failed": plain(error)}
     executed.unlink(missing_ok=True)
-    _write(output, found)
+    write_json(output, found)
 
 
 def gather() -> dict[str, Any]:
@@ -48,8 +48,7 @@ def gather() -> dict[str, Any]:
         runs = found["chapters"].setdefault(path.parent.name, {})
         runs[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     found["measured"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    RECORD.parent.mkdir(exist_ok=True)
-    _write(RECORD, found)
+    write_json(RECORD, found)
     return found
 
 
@@ -68,9 +67,3 @@ def report(found: dict[str, Any], chapters: Sequence[str]) -> list[str]:
                 if claim in known and word != known[claim].verdict
             ]
     return lines
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    with written(path) as partial:
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        partial.write_text(f"{text}\n", encoding="utf-8")

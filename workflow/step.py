@@ -31,19 +31,14 @@ def _seed(job: Any) -> None:
     run(Path(job.input.notebook), int(job.wildcards.seed), Path(job.output[0]), Path(job.log[0]))
 
 
-def _claims(job: Any) -> None:
-    from workflow.claims import collect
-
-    collect([Path(path) for path in job.input.executed], Path(job.output[0]))
-
-
 def _stage(job: Any) -> None:
-    from workflow.claims import write_scripts
+    from workflow.claims import collect, write_scripts
     from workflow.stage import stage
 
     executed = [Path(path) for path in job.input.executed]
-    target = Path(job.output[0])
-    stage(executed, Path(job.input.claims), target, job.params.repository, job.params.site)
+    claims, target = Path(job.output.claims), Path(job.output.tree)
+    collect(executed, claims)
+    stage(executed, claims, target, job.params.repository, job.params.site)
     write_scripts(executed, target / "book" / "_static" / "claims")
 
 
@@ -70,7 +65,6 @@ _STEPS: dict[str, Callable[[Any], None]] = {
     "execute": _execute,
     "refresh": _refresh,
     "seed": _seed,
-    "claims": _claims,
     "stage": _stage,
     "html": _html,
     "study_part": _study_part,

@@ -27,7 +27,7 @@ import studies
 from lipbook.notebook import runtime
 from lipbook.notebook.catalogue import criteria_for
 from studies import _pool
-from workflow.project import CATALOGUE, ROOT, WorkflowError, written
+from workflow.project import CATALOGUE, ROOT, WorkflowError, write_json, written
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
 _BEFORE = ("tuning", "probe")  # parts of a study by which nothing is judged yet
@@ -79,7 +79,7 @@ def gather(name: str, parts: Sequence[Path], target: Path) -> None:
     }
     with written(target) as partial:
         table.to_csv(partial, index=False, float_format=_DIGITS)
-    _write_facts(facts, target.with_suffix(".json"))
+    write_json(target.with_suffix(".json"), facts)
 
 
 def gather_rows(
@@ -129,7 +129,7 @@ def gather_rows(
         facts["commit"] = commit
     target.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(target, index=False, float_format=_DIGITS)
-    _write_facts(facts, target.with_suffix(".json"))
+    write_json(target.with_suffix(".json"), facts)
     wanted = getattr(experiment, "PICTURES", ())
     for grids in folder.glob(f"{name}-grids.jsonl*"):
         keep_pictures(name, grids, wanted, target.parent / "pictures" / f"{name}.json")
@@ -306,7 +306,7 @@ def recheck(name: str, count: int) -> pd.DataFrame:
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts |= {"checked again": f"{len(chosen)} cells on {today}", "code": studies.digests(name)}
-    _write_facts(facts, path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), facts)
     return pd.DataFrame(found)
 
 
@@ -316,9 +316,3 @@ def _rows(experiment: ModuleType, cell: dict[str, Any]) -> pd.DataFrame:
     found = getattr(experiment, "beginning", experiment.measure)(**cell)
     results = [found] if isinstance(found, dict) else found
     return pd.DataFrame([{**cell, **result} for result in results])
-
-
-def _write_facts(facts: dict[str, Any], path: Path) -> None:
-    with written(path) as partial:
-        text = json.dumps(facts, indent=1, ensure_ascii=False)
-        partial.write_text(f"{text}\n", encoding="utf-8")

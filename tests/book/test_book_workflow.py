@@ -321,8 +321,8 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "_lint", interrupted)
-    assert command_line.main(["lint"]) == 130
+    monkeypatch.setattr(command_line, "_weigh", interrupted)
+    assert command_line.main(["weigh"]) == 130
     assert capsys.readouterr().err == "lipbook: stopped\n"
 
 
@@ -332,6 +332,27 @@ def test_a_number_of_cores_that_is_none_is_refused(capsys, cores):
         assert command_line.main([command, f"--cores={cores}"]) == 1
         line = f"lipbook: CORES must be a number from 1 to 100000, got {cores!r}\n"
         assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("command", [["refresh", "06"], ["seeds", "06"]])
+def test_a_chapter_that_is_none_is_refused(capsys, command):
+    assert command_line.main(command) == 1
+    assert capsys.readouterr().err.startswith("lipbook: no chapter '06'; there are 01_")
+
+
+@pytest.mark.parametrize(
+    ("own_run", "said"),
+    [
+        (False, r"^$"),
+        (True, r"^1 verdicts differ from .* see file:.*html\n    T1: holds → undecided$"),
+    ],
+)
+def test_a_run_of_ones_own_says_which_verdicts_differ(monkeypatch, tmp_path, own_run, said):
+    words = [("T1", "holds", "undecided"), ("T2", "holds", "holds"), ("T3", "", "not tested")]
+    claims = [dict(zip(("id", "stored", "verdict"), told, strict=True)) for told in words]
+    (tmp_path / "claims.json").write_text(json.dumps({"own_run": own_run, "claims": claims}))
+    monkeypatch.setattr(command_line, "BUILD", tmp_path)
+    assert re.fullmatch(said, command_line._own_run().strip())
 
 
 @pytest.mark.parametrize("port", ["70000", "http"])
@@ -506,13 +527,6 @@ def test_serving_needs_a_site(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "SITE", tmp_path)
     assert command_line.main(["serve"]) == 1
     assert "run `make book` first" in capsys.readouterr().err
-
-
-def test_lint_names_chapter_and_cell(book, capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "chapters", lambda: ["tiny"])
-    write_chapter(book / "tiny.ipynb", "1 / 0")
-    assert command_line.main(["lint"]) == 1
-    assert "tiny: execution counts are [None, None], not 1 to 2" in capsys.readouterr().err
 
 
 def test_a_browser_that_is_named_has_to_exist(monkeypatch):
