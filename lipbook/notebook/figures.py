@@ -18,6 +18,7 @@ from matplotlib.animation import Animation
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -51,7 +52,7 @@ _BUTTONS = {
 }
 
 _STYLE: Any = {
-    "axes.prop_cycle": plt.cycler(color=list(PALETTE.values())),
+    "axes.prop_cycle": cycler(color=list(PALETTE.values())),
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
