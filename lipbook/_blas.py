@@ -9,6 +9,7 @@ be shared: a thread that finds its core busy keeps the others waiting for much l
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,15 +20,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 from threadpoolctl import ThreadpoolController
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 Array = NDArray[Any]
 
-_CTYPES: dict[torch.dtype, tuple[Any, Any]] = {
-    torch.float32: (ctypes.c_float, np.float32),
-    torch.float64: (ctypes.c_double, np.float64),
-}
+_CTYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -77,20 +75,33 @@ def as_array(x: Tensor) -> Array:
     return np.from_dlpack(_Exported(x.detach()))
 
 
-def can_read(x: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether `memory` has the entries of `x` in their order, and they have that type."""
+def can_read(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `memory` has the entries of `x` in their order, and they have that type.
+
+    A subclass may have no memory.
+    """
     return (
-        x is not None and x.is_cpu and x.dtype is dtype and dtype in _CTYPES and x.is_contiguous()
+        type(x) in (Tensor, nn.Parameter)
+        and x.is_cpu
+        and x.dtype is dtype
+        and dtype in _CTYPES
+        and x.is_contiguous()
     )
 
 
 def memory(x: Tensor) -> Array:
     """Return a flat array on the memory of `x`, which the caller has to keep alive meanwhile.
 
-    It takes a fifth of the time of `as_array`, and can be written to; `x` must be contiguous.
+    It takes a tenth of the time of `as_array`, and can be written to; `x` must be contiguous.
     """
-    c_type, np_type = _CTYPES[x.dtype]
-    return np.frombuffer((c_type * x.numel()).from_address(x.data_ptr()), np_type)
+    return _at(x.data_ptr(), x.numel(), x.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _at(address: int, length: int, dtype: torch.dtype) -> Array:
+    """Return an array on that memory, whoever has it now."""
+    c_type = _CTYPES[dtype]
+    return np.frombuffer((c_type * length).from_address(address), np.dtype(c_type))
 
 
 def power_steps(
@@ -105,26 +116,28 @@ def power_steps(
     matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
     for _ in range(steps):
         u = gemv(1.0, matrix, v, eps, u, trans=1)
-        _scale(u, nrm2(u))
+        u = _unit(u, nrm2(u))
         v = gemv(1.0, matrix, u, eps, v)
         sigma = nrm2(v)
-        _scale(v, sigma)
+        v = _unit(v, sigma)
     return sigma, u, v
 
 
-def fingerprint(weight: Tensor, probe: Tensor) -> bytes:
-    """Return the bytes of the product of a weight's rows with a vector."""
-    gemv = _ROUTINES["f" if weight.dtype is torch.float32 else "d"][0]
-    vector = memory(probe)
-    product: Array = gemv(1.0, memory(weight).reshape(-1, len(vector)).T, vector, trans=1)
-    return product.tobytes()
+def _unit(x: Array, norm: float) -> Array:
+    if 2.0**-100 < norm < math.inf:  # its inverse is in range
+        scal = blas.sscal if x.dtype.char == "f" else blas.dscal
+        scaled: Array = scal(1 / norm, x)
+        return scaled
+    return x / norm if 0 < norm < math.inf else np.full_like(x, math.nan)
 
 
-def _scale(x: Array, norm: float) -> None:
-    if 0 < norm < math.inf:
-        x /= norm
-    else:
-        x.fill(math.nan)
+def dot(x: Tensor, y: Tensor) -> float:
+    """Return ``⟨x, y⟩``."""
+    if not can_read(x, y.dtype):
+        return torch.dot(x.reshape(-1), y.reshape(-1)).item()
+    array = memory(x)
+    product: float = _ROUTINES[array.dtype.char][2](array, memory(y))
+    return product
 
 
 def gram(tall: Array) -> Array:

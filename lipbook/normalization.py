@@ -23,6 +23,7 @@ from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
     CONVOLUTIONS,
     BatchNormNormalization,
+    Chain,
     ConvNormalization,
     MatrixNormalization,
     Normalization,
@@ -145,6 +146,9 @@ def spectral_normalize(
     else:
         normalization = ConvNormalization(module, weight, input_size, n_power_iterations, options)
     parametrize.register_parametrization(module, name, normalization)
+    chain = module.parametrizations[name]  # type: ignore[index]
+    if type(chain) is parametrize.ParametrizationList:
+        chain.__class__ = Chain
     hook = partial(_read_legacy, name=name)
     module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return module

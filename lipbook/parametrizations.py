@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lipbook import _blas
@@ -49,11 +51,16 @@ class Options(NamedTuple):
             return divisor.reciprocal()
         return torch.full_like(divisor, self.coefficient) / divisor  # exactly 1 where they agree
 
-    def factor_of(self, sigma: float) -> float:
-        """Return the same for a norm that is a Python number."""
+    def slope(self, sigma: Tensor) -> Tensor:
+        """Return minus the factor's derivative: 0 where the weight is left as it is."""
+        return self.factor(sigma) / torch.threshold(sigma, self.flat, torch.inf)
+
+    def of_number(self, sigma: float) -> tuple[float, float]:
+        """Return the factor and the slope for a norm that is a Python number."""
         if sigma <= self.flat:
-            return 1.0
-        return self.coefficient / sigma if sigma else math.nan  # NaN stays NaN
+            return 1.0, 0.0
+        factor = self.coefficient / sigma if sigma else math.nan  # NaN stays NaN
+        return factor, factor / sigma if sigma else math.nan
 
 
 class Estimate(NamedTuple):
@@ -64,14 +71,34 @@ class Estimate(NamedTuple):
     right: Tensor  #: likewise
 
 
-class _Kept(NamedTuple):
-    """An estimate in evaluation mode, and by what to know what it was made of."""
+class Quotient(NamedTuple):
+    """What a weight is divided by, and what the derivative of that is made of."""
 
+    factor: Any  #: Tensor or float
+    slope: Any  #: the factor's derivative by σ, but for its sign
+    left: Any  #: of the `Estimate`; arrays where BLAS made it
+    right: Any
+
+
+class _Kept(NamedTuple):
+    """A quotient in evaluation mode, and by what to know what it was made of."""
+
+    fingerprint: Tensor
     mark: tuple[object, ...]
     buffers: list[Tensor | None]  # whose identities are in the mark, and so must not be others'
-    estimate: Estimate
-    factor: Tensor
-    numbers: tuple[float, float]  # σ and the factor, on a CPU
+    quotient: Quotient
+    weight: Tensor | None = None
+    factor: Tensor | None = None  #: with a derivative by that weight, for any number of graphs
+
+
+class Chain(parametrize.ParametrizationList):
+    """torch's list of parametrizations, which looks for a second one in vain for some time."""
+
+    def forward(self) -> Tensor:
+        """Return the parametrized tensor."""
+        first, *others = self._modules.values()
+        found: Tensor = super().forward() if others else first(self.original)
+        return found
 
 
 class Normalization(nn.Module):
@@ -87,9 +114,13 @@ class Normalization(nn.Module):
         """Return the norm and its derivative; in training mode, improve the vectors."""
         raise NotImplementedError
 
-    def mark(self, weight: Tensor) -> tuple[object, ...]:
-        """Return what is the same only if the norm in evaluation mode is."""
+    def fingerprint(self, weight: Tensor) -> Tensor:
+        """Return a small tensor that any other weight would change."""
         raise NotImplementedError
+
+    def mark(self) -> tuple[object, ...]:
+        """Return what else is the same only if the norm in evaluation mode is."""
+        return ()
 
     def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return views of the factors whose product broadcasts to the weight."""
@@ -107,29 +138,74 @@ class Normalization(nn.Module):
             with torch.no_grad():
                 _, left, right = self.estimate(working.detach())  # of tangents, too
             normalized = _divided(working, *self.shaped(left, right), self.options)
-        elif self.training or (working.requires_grad and torch.is_grad_enabled()):
-            normalized = _Normalize.apply(working, self)  # type: ignore[no-untyped-call]
+        elif self.training:
+            normalized = _normalize(working, self)
         else:
-            normalized = working * self.recall(working).factor
+            normalized = working * self.recall(working)
         return normalized if working is weight else normalized.to(weight.dtype)
 
-    def recall(self, weight: Tensor) -> _Kept:
-        """Return what was found for this weight in evaluation mode, or find it.
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return a weight that is assigned, as it is."""
+        return weight
+
+    def divide(self, weight: Tensor) -> tuple[Tensor, Quotient]:
+        """Return the normalized weight, and how it came about."""
+        quotient = self.quotient(weight)
+        return weight * quotient.factor, quotient
+
+    def quotient(self, weight: Tensor) -> Quotient:
+        """Return what `estimate` leads to."""
+        sigma, left, right = self.estimate(weight)
+        return Quotient(self.options.factor(sigma), self.options.slope(sigma), left, right)
+
+    def recall(self, weight: Tensor) -> Tensor:
+        """Return the factor that was found for this weight in evaluation mode, or find it.
 
         That it is the same weight is seen by its numbers: a version counter knows nothing of
         ``weight.data.mul_(2)``, of what another process writes, or of what FSDP gathers.
         """
-        kept = self._kept
-        if kept is not None and kept.mark == self.mark(weight):
-            return kept
-        with torch.inference_mode(False), torch.no_grad():  # it is kept for accesses of any mode
-            estimate = self.estimate(weight)
-            factor = self.options.factor(estimate.sigma)
-        numbers = (estimate.sigma.item(), factor.item()) if weight.is_cpu else (math.nan, math.nan)
-        buffers = [*self._buffers.values()]
-        kept = _Kept(self.mark(weight), buffers, estimate, factor, numbers)
+        bare = weight.detach()
+        kept, found = self._kept, self.fingerprint(bare)
+        if kept is None or kept.mark != self.mark() or not _same(kept.fingerprint, found):
+            with torch.inference_mode(False), torch.no_grad():  # for accesses of any mode
+                found, quotient = found.clone(), self.quotient(bare)
+            kept = self._keep(_Kept(found, self.mark(), [*self._buffers.values()], quotient))
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return cast(Tensor, kept.quotient.factor)
+        if kept.weight is not weight:
+            found, slope, left, right = kept.quotient
+            quotient = Quotient(found, slope, *self.shaped(left, right))
+            factor = _factor(weight, quotient, self.options)
+            kept = kept._replace(weight=weight, factor=factor)
+            if weight.is_leaf:  # not with the graph that made it
+                self._keep(kept)
+        return cast(Tensor, kept.factor)
+
+    def _keep(self, kept: _Kept) -> _Kept:
         self.__dict__["_kept"] = kept  # past Module's own, which takes longer
         return kept
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        self.__dict__.pop("_kept", None)  # a graph leads to the weight as it was before
+        return super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs, which finds the rest anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def gradient(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
+        """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
+        left, right = self.shaped(*map(torch.as_tensor, quotient[2:]))
+        sigma = _sum_of(weight * left.conj() * right.conj())
+        overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma)
+        return grad * self.options.factor(sigma) - overlap * left * right
+
+    def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
+        """Return the same once and for all, with no matrix besides the result."""
+        factor, slope, left, right = quotient
+        left, right = self.shaped(left, right)
+        scaled: Tensor = grad * factor
+        return scaled.addcmul_(left * (_dot(grad, weight) * slope), right, value=-1)
 
     def extra_repr(self) -> str:
         """Show the options that are not the default ones."""
@@ -143,11 +219,6 @@ class Normalization(nn.Module):
         if self.options.at_most:
             shown["at_most"] = True
         return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
-def _is_plain(weight: Tensor) -> bool:
-    """Whether a weight lies as BLAS reads it; a subclass may have no memory."""
-    return type(weight) in (Tensor, nn.Parameter) and _blas.can_read(weight, weight.dtype)
 
 
 def is_observed(x: Tensor) -> bool:
@@ -169,14 +240,14 @@ def _tangent(x: Tensor) -> Tensor | None:
     return forward_ad.unpack_dual(x).tangent  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _bytes(x: Tensor) -> bytes:
-    x = x.detach().cpu().contiguous()
-    return _blas.memory(torch.view_as_real(x) if x.is_complex() else x).tobytes()
-
-
 def _version(x: Tensor) -> int:
     """Return how often a tensor was written to, if that is counted."""
     return -1 if x.is_inference() else x._version
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal to the last bit; NaN is nobody's equal."""
+    return x.dtype is y.dtype and x.device == y.device and torch.equal(x, y)
 
 
 def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> Tensor:
@@ -187,16 +258,6 @@ def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> T
 def _sum_of(x: Tensor) -> Tensor:
     total = x.sum()
     return total.real if x.is_complex() else total
-
-
-def _gradient(
-    grad: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor], options: Options
-) -> Tensor:
-    """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
-    left, right = factors
-    sigma = _sum_of(weight * left.conj() * right.conj())
-    overlap = _sum_of(grad * weight.conj()) / torch.threshold(sigma, options.flat, torch.inf)
-    return (grad - overlap * left * right) * options.factor(sigma)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -211,36 +272,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, norm: Normalization) -> Tensor:
-        if norm.training:
-            sigma, left, right = norm.estimate(weight)
-            factor = norm.options.factor(sigma)
-        else:
-            kept = norm.recall(weight)
-            (sigma, left, right), factor = kept.estimate, kept.factor
-        ctx.norm = norm
-        # All of it as saved tensors: a checkpoint replaces those by what it computes anew.
-        ctx.save_for_backward(weight, sigma, left, right, factor)
-        return weight * factor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight, sigma, left, right, factor = ctx.saved_tensors
-        left, right = ctx.norm.shaped(left, right)  # not in forward, which may have no backward
-        options = ctx.norm.options
-        grad = _strided(grad)
-        if torch.is_grad_enabled() or is_observed(grad):
-            return _gradient(grad, weight, (left, right), options), None
-        # G - ⟨G, W⟩/σ · u vᵀ in one pass, with no matrix besides the result.
-        overlap = _dot(grad, weight).div_(torch.threshold(sigma, options.flat, torch.inf))
-        return torch.addcmul(grad, left * overlap, right, value=-1).mul_(factor), None
-
-
-class _NormalizeMatrix(torch.autograd.Function):
-    """The same for a matrix on a CPU: σ is Python's number, and one operation does more."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, norm: MatrixNormalization) -> Tensor:
-        normalized, *ctx.rest = norm.by_numbers(weight)
+        normalized, ctx.quotient = norm.divide(weight)
         ctx.norm = norm
         # Only this as a saved tensor, which takes longer: what belongs together stays together,
         # also if a checkpoint comes by here again.
@@ -250,21 +282,32 @@ class _NormalizeMatrix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        sigma, factor, u, v = ctx.rest
-        options = ctx.norm.options
+        norm: Normalization = ctx.norm
         grad = _strided(grad)
         if torch.is_grad_enabled() or is_observed(grad):
-            return _gradient(grad, weight, ctx.norm.shaped(u, v), options), None
-        if sigma <= options.flat:
-            return grad * factor, None
-        left = u * _dot(grad, weight)  # tensors: these may be many gradients at once
-        rows = grad if grad.ndim == 2 else grad.reshape(len(u), len(v))
-        gradient = torch.addr(rows, left, v, beta=factor, alpha=-factor / sigma)
-        return gradient if grad.ndim == 2 else gradient.view_as(grad), None
+            return norm.gradient(grad, weight, ctx.quotient), None
+        return norm.first_order(grad, weight, ctx.quotient), None
+
+
+class _Factor(torch.autograd.Function):
+    """The factor of a weight: nothing that the first backward pass frees, so that it lasts."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, quotient: Quotient, options: Options) -> Tensor:
+        ctx.weight, ctx.quotient, ctx.options = weight, quotient, options
+        return cast(Tensor, quotient.factor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _, slope, left, right = ctx.quotient
+        if torch.is_grad_enabled() or is_observed(grad):
+            slope = ctx.options.slope(_sum_of(ctx.weight * left.conj() * right.conj()))
+        return -grad * slope * left * right, None, None
 
 
 # What comes before it in Python is for torch.func, which does not come here: a tenth of the time.
-_normalize_matrix: Any = super(torch.autograd.Function, _NormalizeMatrix).apply
+_normalize: Any = super(torch.autograd.Function, _Normalize).apply
+_factor: Any = super(torch.autograd.Function, _Factor).apply
 
 
 def _strided(grad: Tensor) -> Tensor:
@@ -302,20 +345,20 @@ class _PowerIterated(Normalization):
         """Return two factors of the gradient of ``Re⟨u, W v⟩``."""
         return u, v.conj()
 
-    def mark(self, weight: Tensor) -> tuple[object, ...]:
-        """Return the state of the vectors, and a product that any other weight would change."""
+    def fingerprint(self, weight: Tensor) -> Tensor:
+        """Return a product with a random vector."""
         probe = self._probe
-        if probe is None or probe.dtype != weight.dtype or probe.device != weight.device:
+        if probe is None or probe.dtype is not weight.dtype or probe.device != weight.device:
             with torch.inference_mode(False):
                 probe = random_start(weight[0].numel(), like=weight)
             self.__dict__["_probe"] = probe
-        if _blas.in_one_thread(weight) and _is_plain(weight):
-            product = _blas.fingerprint(weight, probe)
-        else:
-            product = _bytes(weight.detach().flatten(1).mv(probe))
-        buffers = self._buffers
+        return weight.flatten(1).mv(probe)
+
+    def mark(self) -> tuple[object, ...]:
+        """Return the state of the vectors."""
+        buffers = self._buffers  # a module's attributes take a microsecond each
         u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
-        return product, weight.device, id(u), _version(u), id(v), _version(v)
+        return id(u), _version(u), id(v), _version(v)
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
@@ -379,61 +422,40 @@ class MatrixNormalization(_PowerIterated):
         self.right_shape = list(weight.shape)
         self.right_shape[self.dim] = 1
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the normalized weight."""
-        if not self.suits_numbers(weight):
-            return super().forward(weight)
-        normalized: Tensor
-        if self.training or (weight.requires_grad and torch.is_grad_enabled()):
-            normalized = _normalize_matrix(weight, self)
-        else:
-            normalized = weight * self.recall(weight).factor
-        return normalized
-
-    def suits_numbers(self, weight: Tensor) -> bool:
-        """Whether the weight lies as BLAS reads it, and nobody wants to see operations of torch."""
-        return (
-            not is_observed(weight)  # first: see there
-            and self.dim == 0
-            and _is_plain(weight)
-            and not torch.is_autocast_enabled("cpu")
-        )
-
-    def by_numbers(self, weight: Tensor) -> tuple[Tensor, float, float, Tensor, Tensor]:
-        """Return the normalized weight, σ, the factor, u and v."""
-        if not self.training:
-            kept = self.recall(weight)
-            _, u, v = kept.estimate
-            return weight * kept.factor, *kept.numbers, u, v
-        if self.suits_blas(weight):
-            return self.by_blas(weight)
-        sigma, u, v = self.estimate(weight)
-        factor = self.options.factor(sigma)
-        return weight * factor, sigma.item(), factor.item(), u, v
-
-    def suits_blas(self, weight: Tensor) -> bool:
-        """Whether torch has one thread, and the vectors lie as BLAS reads them."""
-        buffers = self._buffers  # a module's attributes take a microsecond each
-        return _blas.in_one_thread(weight) and all(
-            _blas.can_read(buffers[name], weight.dtype) for name in ("_u", "_v")
-        )
-
-    def by_blas(self, weight: Tensor) -> tuple[Tensor, float, float, Tensor, Tensor]:
-        """Do the same in training mode without torch.
+    def divide(self, weight: Tensor) -> tuple[Tensor, Quotient]:
+        """Return the normalized weight and the rest; in training mode without torch if possible.
 
         An operation of torch takes some microseconds besides its work, which is as long as a
         product with a matrix of a hundred rows.
         """
-        array, buffers = _blas.memory(weight), self._buffers
-        old_u, old_v = (_blas.memory(cast(Tensor, buffers[name])) for name in ("_u", "_v"))
+        u, v = cast(Tensor, self._buffers["_u"]), cast(Tensor, self._buffers["_v"])
+        if not (
+            self.dim == 0
+            and _blas.in_one_thread(weight)
+            and all(_blas.can_read(x, weight.dtype) for x in (weight, u, v))
+        ):
+            return super().divide(weight)
+        array, old_u, old_v = map(_blas.memory, (weight, u, v))
         steps, eps = self.n_power_iterations, self.options.eps
-        sigma, u, v = _blas.power_steps(array, old_u, old_v, steps, eps)
-        old_u[:] = u
-        old_v[:] = v
-        self.__dict__["_kept"] = None  # the counter of the vectors' versions knows nothing of it
-        factor = self.options.factor_of(sigma)
+        sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, eps)
+        old_u[:], old_v[:] = new_u, new_v
+        increment_version((u, v))
+        factor, slope = self.options.of_number(sigma)
         normalized = torch.from_numpy((array * factor).reshape(weight.shape))
-        return normalized, sigma, factor, torch.from_numpy(u), torch.from_numpy(v)
+        return normalized, Quotient(factor, slope, new_u, new_v)
+
+    def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
+        """Return the gradient, in one operation where BLAS made the quotient."""
+        factor, slope, u, v = quotient
+        if not isinstance(slope, float):
+            return super().first_order(grad, weight, quotient)
+        left, right = torch.from_numpy(u), torch.from_numpy(v)
+        if not torch._C._has_storage(grad):  # many gradients at once
+            return super().first_order(grad, weight, Quotient(factor, slope, left, right))
+        rows = grad if grad.ndim == 2 else grad.reshape(len(u), len(v))
+        scale = -slope * _blas.dot(grad, weight)
+        gradient = torch.addr(rows, left, right, beta=factor, alpha=scale)
+        return gradient if grad.ndim == 2 else gradient.view_as(grad)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight with one row an output."""
@@ -511,9 +533,9 @@ class ConvNormalization(_PowerIterated):
 class VectorNormalization(Normalization):
     """The norm of a 1-D weight that is the one row of a matrix, as torch has it."""
 
-    def mark(self, weight: Tensor) -> tuple[object, ...]:
+    def fingerprint(self, weight: Tensor) -> Tensor:
         """Return the weight."""
-        return _bytes(weight), weight.dtype, weight.device
+        return weight
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the length, and 1 and the direction."""
@@ -529,10 +551,9 @@ class BatchNormNormalization(Normalization):
         inverse_std(module, weight)
         self.owner = (module,)  # in a tuple: a module would become a child of its own child
 
-    def mark(self, weight: Tensor) -> tuple[object, ...]:
-        """Return γ and the running variance."""
-        variance = cast(Tensor, self.owner[0].running_var)
-        return _bytes(weight), _bytes(variance.to(weight.dtype)), weight.dtype, weight.device
+    def fingerprint(self, weight: Tensor) -> Tensor:
+        """Return γ and what it is multiplied by."""
+        return torch.cat([weight, inverse_std(self.owner[0], weight)])
 
     def estimate(self, weight: Tensor) -> Estimate:
         """Return the largest ``|γ/std|``, and 1 and its gradient."""

@@ -231,7 +231,8 @@ def test_backward_through_two_forward_passes():
 )
 def test_what_lies_as_blas_reads_it_takes_the_short_way(layer, by_numbers):
     layer = spectral_normalize(copy.deepcopy(layer))
-    assert layer.weight.grad_fn.name() == f"_Normalize{'Matrix' * by_numbers}Backward"
+    by_numbers = by_numbers and torch.get_num_threads() == 1
+    assert isinstance(layer.weight.grad_fn.quotient.factor, float) == by_numbers
 
 
 @pytest.mark.parametrize("options", OPTIONS)
