@@ -51,9 +51,9 @@ class Options(NamedTuple):
             return divisor.reciprocal()
         return torch.full_like(divisor, self.coefficient) / divisor  # exactly 1 where they agree
 
-    def slope(self, sigma: Tensor) -> Tensor:
+    def slope(self, sigma: Tensor, factor: Tensor) -> Tensor:
         """Return minus the factor's derivative: 0 where the weight is left as it is."""
-        return self.factor(sigma) / torch.threshold(sigma, self.flat, torch.inf)
+        return factor / torch.threshold(sigma, self.flat, torch.inf)
 
     def of_number(self, sigma: float) -> tuple[float, float]:
         """Return the factor and the slope for a norm that is a Python number."""
@@ -156,7 +156,8 @@ class Normalization(nn.Module):
     def quotient(self, weight: Tensor) -> Quotient:
         """Return what `estimate` leads to."""
         sigma, left, right = self.estimate(weight)
-        return Quotient(self.options.factor(sigma), self.options.slope(sigma), left, right)
+        factor = self.options.factor(sigma)
+        return Quotient(factor, self.options.slope(sigma, factor), left, right)
 
     def recall(self, weight: Tensor) -> Tensor:
         """Return the factor that was found for this weight in evaluation mode, or find it.
@@ -197,8 +198,9 @@ class Normalization(nn.Module):
         """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
         left, right = self.shaped(*map(torch.as_tensor, quotient[2:]))
         sigma = _sum_of(weight * left.conj() * right.conj())
-        overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma)
-        return grad * self.options.factor(sigma) - overlap * left * right
+        factor = self.options.factor(sigma)
+        overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma, factor)
+        return grad * factor - overlap * left * right
 
     def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return the same once and for all, with no matrix besides the result."""
@@ -301,7 +303,8 @@ class _Factor(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         _, slope, left, right = ctx.quotient
         if torch.is_grad_enabled() or is_observed(grad):
-            slope = ctx.options.slope(_sum_of(ctx.weight * left.conj() * right.conj()))
+            sigma = _sum_of(ctx.weight * left.conj() * right.conj())
+            slope = ctx.options.slope(sigma, ctx.options.factor(sigma))
         return -grad * slope * left * right, None, None
 
 
