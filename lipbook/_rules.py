@@ -466,8 +466,14 @@ def _prelu(call: Call) -> Move:
 
 
 def _gated(call: Call) -> Move:
+    # a σ(b) has the gradient (s, a s (1 - s)) with s = σ(b), whose length is largest at s = 1 or
+    # where its derivative vanishes for the first time.
     move = call.move("self")
-    return Move(times(move.bound, math.hypot(1, move.peak / 4)))
+    steepest = 1.0
+    if move.peak**2 > 8:
+        s = (3 - math.sqrt(1 - 8 / move.peak**2)) / 4
+        steepest = max(1.0, s * math.hypot(1, move.peak * (1 - s)))
+    return Move(times(move.bound, steepest))
 
 
 # Functions of several entries.

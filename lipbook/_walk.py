@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -255,12 +256,23 @@ class _Escapes(TorchFunctionMode):
         self.walk = walk
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.normalize and not self.walk.paused:
+            return self._normalized(func, args, kwargs or {})
         name = getattr(func, "__name__", "")
         moves = any(self.walk.move(one) is not None for one in args) if name in _ESCAPES else False
         if moves and not self.walk.paused:
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
         return func(*args, **(kwargs or {}))
+
+    def _normalized(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Follow ``x / max(‖x‖, eps)`` as a whole: steepest near 0, where it is ``x / eps``."""
+        given = inspect.signature(func).bind(*args, **kwargs)
+        given.apply_defaults()
+        x, p, _, eps, _ = given.args
+        if p != 2 or not eps > 0 or self.walk.move(x) is None:
+            return func(*args, **kwargs)
+        return _as_a_whole(self.walk, "normalize", func, (1 / eps, -math.inf), args, kwargs)
 
 
 def follow(
@@ -351,14 +363,14 @@ def _visit(
             return forward(*args, **kwargs)
         with walk.refusing(type(module).__name__):
             slopes = walk.elsewhere(known, *args)
-        return _as_a_whole(walk, module, forward, slopes, args, kwargs)
+        return _as_a_whole(walk, type(module).__name__, forward, slopes, args, kwargs)
     finally:
         walk.layers.pop()
 
 
 def _as_a_whole(
     walk: Walk,
-    module: nn.Module,
+    kind: str,
     forward: Any,
     slopes: tuple[float, float],
     args: Any,
@@ -366,7 +378,6 @@ def _as_a_whole(
 ) -> Any:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     moves = [move for t in tensors if (move := walk.move(t)) is not None]
-    kind = type(module).__name__
     with walk.refusing(kind):
         for move in moves:
             if move.jumps:
@@ -402,9 +413,8 @@ def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
         slope = (module.lower + module.upper) / 2
         return lambda _: (max(1.0, abs(slope)), min(1.0, slope))
     if is_plain(module, nn.RMSNorm):
-        eps = torch.finfo(torch.float64).eps if module.eps is None else module.eps
         peak = 1.0 if module.weight is None else float(module.weight.abs().max())
-        return _given(peak / math.sqrt(eps))
+        return _given(peak / math.sqrt(module.eps))
     if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
         return lambda x: (_copies(module, x), -math.inf)
     if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
@@ -467,6 +477,9 @@ def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, torch
     floating = (t.dtype for t in chain(module.parameters(), module.buffers()))
     own = next((d for d in floating if d.is_floating_point), torch.get_default_dtype())
     twin = frozen_copy(module)
+    for part in twin.modules():  # whose default is that of the dtype, and so not the copy's
+        if isinstance(part, nn.RMSNorm) and part.eps is None:
+            part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
     for dtype in (torch.float64, own):
         network = frozen_copy(twin).double() if dtype == torch.float64 else twin
         try:

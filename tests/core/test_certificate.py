@@ -384,6 +384,34 @@ def test_bounds_on_a_ball():
     assert 0 < found <= value
 
 
+@pytest.mark.parametrize("peak", [0.5, 2.8, 3.0, 4.0, 10.0])
+def test_a_gated_unit_is_as_steep_as_its_steepest_gate(peak):
+    gates = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
+    points = torch.stack([torch.full_like(gates, peak), gates], 1)
+    found = jacobian_norms(nn.GLU(), points).max().item()
+    assert lipschitz_certificate(nn.GLU(), (2,), radius=peak).value == pytest.approx(
+        found, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (Function(F.normalize), 1e12),
+        (Function(lambda x: F.normalize(x, eps=0.5)), 2),
+        (Function(lambda x: F.normalize(input=-3 * x, dim=-1, eps=0.5)), 6),
+        (nn.RMSNorm(4), torch.finfo(torch.float32).eps ** -0.5),
+        (nn.RMSNorm(4).bfloat16(), torch.finfo(torch.float32).eps ** -0.5),
+        (nn.RMSNorm(4).double(), torch.finfo(torch.float64).eps ** -0.5),
+        (nn.RMSNorm(4, eps=0.25), 2),
+    ],
+)
+@pytest.mark.parametrize("radius", [1.0, math.inf])
+def test_normalized_vectors_move_most_near_0(net, expected, radius):
+    value = lipschitz_certificate(net, (4,), radius=radius).value
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("net", "options", "error", "message"),
     [
