@@ -242,15 +242,6 @@ def _end(a: float, b: float) -> float:
     return 0.0 if a == 0 or b == 0 else a * b  # 0 · inf is 0 at the end of an interval
 
 
-def _reverse_subtracted(call: Call) -> Move:
-    a, b = call.move("self"), call.move("other")
-    alpha = call.arguments.get("alpha", 1)
-    swapped = call._replace(arguments={**call.arguments, "alpha": 1})
-    bound = times(b.bound, _repeats(swapped, "other", "self"))
-    bound += times(a.bound, abs(alpha) * _repeats(swapped, "self", "other"))
-    return Move(bound)
-
-
 def _negated(call: Call) -> Move:
     move = call.move("self")
     return Move(move.bound, -move.high, -move.low, move.spread)
@@ -658,7 +649,7 @@ _table(_of_parts("self", "value"), "masked_fill index_fill")
 _table(_of_parts("self", "other"), "where")
 _table(_added(1), "add")
 _table(_added(-1), "sub")
-_table(_reverse_subtracted, "rsub")
+_table(_added(-1, "other", "self"), "rsub")
 _table(_negated, "neg")
 _table(_multiplied, "mul")
 _table(_divided, "div")

@@ -127,12 +127,8 @@ def spectral_normalize(
     check_tensor(values.detach(), name, min_ndim=1)
     if norm not in ("matrix", "operator"):
         raise ValueError(f"norm must be 'matrix' or 'operator', got {norm!r}")
-    if eps != 0:
-        check_positive(eps, "eps")
-    if not isinstance(at_most, bool):
-        raise TypeError(f"at_most must be a bool, got {type(at_most).__name__}")
     check_count(n_power_iterations, "n_power_iterations")
-    options = Options(check_positive(coefficient, "coefficient"), at_most, eps)
+    options = _checked_options(coefficient, at_most, eps)
     normalization: Normalization
     if isinstance(module, _BATCH_NORMS):
         normalization = BatchNormNormalization(module, weight, options)
@@ -152,6 +148,14 @@ def spectral_normalize(
     hook = partial(_read_legacy, name=name)
     module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return module
+
+
+def _checked_options(coefficient: float, at_most: bool, eps: float) -> Options:
+    if eps != 0:
+        check_positive(eps, "eps")
+    if not isinstance(at_most, bool):
+        raise TypeError(f"at_most must be a bool, got {type(at_most).__name__}")
+    return Options(check_positive(coefficient, "coefficient"), at_most, eps)
 
 
 def _read_legacy(
