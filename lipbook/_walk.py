@@ -31,19 +31,19 @@ from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer
 
 _WAY_OUT = "pass constants={name: value} with the name or the class of a module that holds it"
 # Operations that take no more than the shape of a tensor.
-_SHAPES_ONLY = frozenset(
-    "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full "
-    "new_empty_strided is_same_size".split()
-)
+_SHAPES_ONLY = {
+    *("empty_like", "zeros_like", "ones_like", "full_like", "is_same_size"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+}
 # Operations that hand a value to Python, or have a shape that depends on values.
-_VALUES = frozenset(
-    ["_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique"]
-)
+_VALUES = {
+    *("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "unique"),
+}
 # Methods that hand the memory of a tensor over to something that torch does not see.
-_ESCAPES = frozenset(
-    "numpy tolist __array__ __dlpack__ data_ptr __deepcopy__ __reduce_ex__ untyped_storage storage "
-    "_typed_storage __set__ share_memory_".split()
-)
+_ESCAPES = {
+    *("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__deepcopy__", "__reduce_ex__"),
+    *("untyped_storage", "storage", "_typed_storage", "__set__", "share_memory_"),
+}
 
 
 class Step(NamedTuple):
