@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ _VISIBLE = 2.0  # mean difference of a channel, of 255, from which on a picture 
 
 
 def lighten(site: Path) -> None:
-    """Remove unused files, repaint pictures, and let the notebooks to download begin afresh."""
+    """Remove unused files, and repaint pictures."""
     for pattern in _NAMED:
         for path in list((site / "_static").glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -33,8 +32,6 @@ def lighten(site: Path) -> None:
     keep_icons(site)
     for path in (site / "_images").glob("*.png"):
         repaint(path)
-    for path in (site / "_sources").rglob("*.ipynb"):
-        path.write_text(without_outputs(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def keep_icons(site: Path) -> None:
@@ -62,12 +59,3 @@ def repaint(path: Path) -> bool:
     if better:
         path.write_bytes(file.getvalue())
     return better
-
-
-def without_outputs(notebook: str) -> str:
-    """Return a notebook to run: what it once put out is on its page already."""
-    content = json.loads(notebook)
-    for cell in content["cells"]:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
-    return json.dumps(content, ensure_ascii=False, indent=1)

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from workflow.alone import alone
 from workflow.lighten import lighten
 from workflow.project import WorkflowError
 
@@ -30,10 +33,19 @@ def build_site(staged: Path, target: Path, log: Path) -> None:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise WorkflowError(f"the site did not build:\n{_complaints(log)}\n    log: {log}")
+    _let_go(work / "_build" / "html", staged)
     lighten(work / "_build" / "html")
     shutil.rmtree(target, ignore_errors=True)
     (work / "_build" / "html").rename(target)
     shutil.rmtree(work)
+
+
+def _let_go(site: Path, staged: Path) -> None:
+    """Make the notebooks that a page's button offers work without the rest of the book."""
+    settings = yaml.safe_load((staged / "_config.yml").read_text(encoding="utf-8"))
+    repository = settings.get("repository", {}).get("url", "")
+    for path in (site / "_sources").rglob("*.ipynb"):
+        path.write_text(alone(path.read_text(encoding="utf-8"), repository), encoding="utf-8")
 
 
 def _complaints(log: Path) -> str:

@@ -86,7 +86,6 @@ def _link_to(repository: str, config: dict[str, Any]) -> None:
         "use_edit_page_button": True,
         "use_issues_button": True,
     }
-    config["launch_buttons"] |= {
-        "binderhub_url": "https://mybinder.org",
-        "colab_url": "https://colab.research.google.com",
-    }
+    # Colab would open the repository's notebook, which finds no package there. The one that the
+    # download button gives fetches it (workflow/alone.py), and Colab takes it as an upload.
+    config["launch_buttons"]["binderhub_url"] = "https://mybinder.org"

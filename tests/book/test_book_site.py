@@ -362,7 +362,6 @@ def test_staged_settings_follow_the_address(tmp_path, monkeypatch):
     assert known["launch_buttons"] == {
         **given["launch_buttons"],
         "binderhub_url": "https://mybinder.org",
-        "colab_url": "https://colab.research.google.com",
     }
 
 
@@ -382,7 +381,6 @@ def test_launch_buttons_lead_to_the_chapter(tmp_path):
     assert {
         REPOSITORY,
         f"{REPOSITORY}/edit/main/{path}",
-        f"https://colab.research.google.com/github/someone/lipbook/blob/main/{path}",
         f"https://mybinder.org/v2/gh/someone/lipbook/main?urlpath=tree/{path}",
     } < set(launch_links(page))
     assert site_checks.foreign_addresses(page) == []

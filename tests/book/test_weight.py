@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from workflow.lighten import keep_icons, repaint, without_outputs
+from workflow.lighten import keep_icons, repaint
 from workflow.project import CHECKED
 from workflow.weigh import MOST, MOST_A_PAGE, weigh
 
@@ -92,13 +91,3 @@ def test_a_picture_of_many_colours_keeps_them(tmp_path):
     before = path.read_bytes()
     assert not repaint(path)
     assert path.read_bytes() == before
-
-
-def test_a_notebook_to_download_begins_afresh():
-    cells = [
-        {"cell_type": "code", "source": "1", "outputs": [{"text": "1"}], "execution_count": 1},
-        {"cell_type": "markdown", "source": "σ"},
-    ]
-    code, prose = json.loads(without_outputs(json.dumps({"cells": cells})))["cells"]
-    assert (code["source"], code["outputs"], code["execution_count"]) == ("1", [], None)
-    assert prose == cells[1]

@@ -1,0 +1,40 @@
+"""Names of the package in a chapter's code lead to the reference."""
+
+from __future__ import annotations
+
+import pytest
+import site_checks
+from code_links import imported, linked
+
+from workflow.project import BOOK, CHECKED, chapters, is_appendix
+
+
+def test_an_import_is_followed_by_any_of_its_names():
+    cells = ["from lipbook import wgan as w, spectral_norm", "import torch\nfrom math import pi"]
+    assert imported(cells) == {
+        "w": "lipbook.wgan",
+        "spectral_norm": "lipbook.power_iteration.spectral_norm",
+    }
+
+
+def test_a_name_leads_to_its_place_and_others_nowhere():
+    name, attribute = (f'<span class="n">{n}</span>' for n in ("w", "loss"))
+    call = f'{name}<span class="o">.</span>{attribute}'
+    body = f"<p>{name}</p><pre>{call} {name} {attribute}</pre>"
+    places = {"lipbook.wgan.loss": "api/wgan.html#loss"}
+    assert linked(body, {"w": "lipbook.wgan"}, places.get) == (
+        f'<p>{name}</p><pre><a class="code-link" href="api/wgan.html#loss">{call}</a>'
+        f" {name} {attribute}</pre>"
+    )
+
+
+@pytest.mark.parametrize("chapter", [c for c in chapters() if not is_appendix(c)])
+def test_a_chapter_leads_to_the_reference_and_the_reference_back(chapter):
+    page = CHECKED / "html" / BOOK.name / f"{chapter}.html"
+    if not page.exists():
+        pytest.fail("there is no site: run `python -m workflow check` first")
+    links = [str(a["href"]) for a in site_checks.parsed(page).select(".cell_input a.code-link")]
+    modules = {link.partition("#")[0] for link in links}
+    assert modules
+    back = [site_checks.parsed(page.parent / module) for module in modules]
+    assert any(tree.select(f'article a[href*="{chapter}.html"]') for tree in back)
