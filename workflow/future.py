@@ -21,6 +21,13 @@ from workflow.project import BUILD, ROOT, WorkflowError
 
 HERE = BUILD / "future"
 _HOLDS_BACK = "jupyter-book"
+#: Jupyter Book says where our own extensions are when it runs, not in what it writes.
+_PATH = """\
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "book" / "_ext"))
+"""
 
 
 def newest() -> list[str]:
@@ -43,7 +50,7 @@ def configure(staged: Path, source: Path) -> None:
     _run(program, "config", "sphinx", str(source))
     settings = source / "conf.py"
     text = settings.read_text(encoding="utf-8")
-    settings.write_text(text.replace("'jupyter_book', ", ""), encoding="utf-8")
+    settings.write_text(_PATH + text.replace("'jupyter_book', ", ""), encoding="utf-8")
 
 
 def build(staged: Path) -> list[str]:

@@ -53,8 +53,11 @@ def print_pages(browser: Browser, site: Path, target: Path, names: Sequence[str]
     whole = target.with_suffix(".html").resolve()
     whole.parent.mkdir(parents=True, exist_ok=True)
     whole.write_text(compose(site.resolve(), names), encoding="utf-8")
-    with browser.new_context(offline=True) as context, written(target) as partial:
+    # As wide as paper, and set as on paper, when print.js measures what is too wide.
+    paper = browser.new_context(offline=True, viewport={"width": 665, "height": 940})
+    with paper as context, written(target) as partial:
         page = context.new_page()
+        page.emulate_media(media="print")
         page.set_default_timeout(_PATIENCE)
         page.goto(whole.as_uri())
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")

@@ -4,6 +4,12 @@
   const ROOM = 640; // pixels between the margins of print.css, a little less than A4 leaves
   const root = document.documentElement;
   let undo = [];
+  // With a number at its right a formula fills its line; MathJax writes down what it needs, in ex.
+  const formulaWidth = (formula) => {
+    const needed = parseFloat(formula.style.minWidth);
+    if (needed) return 0.45 * needed * parseFloat(getComputedStyle(formula).fontSize);
+    return formula.querySelector("svg").getBoundingClientRect().width;
+  };
   addEventListener("beforeprint", () => {
     const theme = root.dataset.theme;
     root.dataset.theme = "light";
@@ -13,9 +19,8 @@
       undo.push(() => (shut.open = false));
     }
     for (const block of document.querySelectorAll("article :is(table, .math)")) {
-      const pictures = [...block.querySelectorAll("svg")];
-      const widths = pictures.map((picture) => picture.getBoundingClientRect().width);
-      const excess = Math.max(block.scrollWidth, ...widths) / ROOM;
+      const formula = block.matches("table") ? null : block.querySelector("mjx-container");
+      const excess = (formula ? formulaWidth(formula) : block.scrollWidth) / ROOM;
       if (excess <= 1) continue;
       block.style.zoom = 1 / excess;
       undo.push(() => (block.style.zoom = ""));
