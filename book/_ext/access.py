@@ -18,7 +18,7 @@ _FOLD = re.compile(r"(<a [^>]*>(?P<title>[^<]*)</a><details[^>]*><summary)>")
 
 
 def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
-    if app.env.doc2path(page).endswith(".ipynb"):
+    if str(app.env.doc2path(page)).endswith(".ipynb"):
         notebook = json.loads(source[0])
         for cell in notebook["cells"]:
             for output in cell.get("outputs", ()):

@@ -43,7 +43,7 @@ def read(book: Path) -> Results:
 
 def _show_cards(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the card in the place of the line that `check` printed."""
-    if not app.env.doc2path(page).endswith(".ipynb"):
+    if not str(app.env.doc2path(page)).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
     checked = {
