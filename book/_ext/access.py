@@ -1,7 +1,7 @@
-"""Mend for screen readers what pandas and the theme write.
+"""Mend for screen readers what pandas, docutils and the theme write.
 
-pandas leaves the corner of a table an empty ``<th>``: a header that heads nothing. The theme's
-arrows, which open a part of the sidebar, have no name.
+The corner of a table is an empty ``<th>``: a header that heads nothing. Entries of the references
+are no items of their list. The theme's arrows, which open a part of the sidebar, have no name.
 """
 
 import html
@@ -15,6 +15,9 @@ from sphinx.application import Sphinx
 
 #: An entry of the sidebar with pages of its own, and the arrow that unfolds them.
 _FOLD = re.compile(r"(<a [^>]*>(?P<title>[^<]*)</a><details[^>]*><summary)>")
+
+#: A header without words, as docutils writes it.
+_EMPTY_HEADER = re.compile(r"<th([^>]*)>\s*<p>\s*</p>\s*</th>")
 
 
 def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
@@ -32,6 +35,18 @@ def without_empty_headers(table: str) -> str:
     return table.replace("<th></th>", "<td></td>")
 
 
+def with_plain_roles(body: str) -> str:
+    """Do the same for docutils' tables, and make the entries of a list of references its items.
+
+    Examples
+    --------
+    >>> with_plain_roles('<th class="head"><p></p></th>')
+    '<td class="head"></td>'
+    """
+    body = _EMPTY_HEADER.sub(r"<td\1></td>", body)
+    return body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def with_named_folds(sidebar: str) -> str:
     """Give each arrow of the sidebar the name of what it unfolds."""
 
@@ -42,9 +57,11 @@ def with_named_folds(sidebar: str) -> str:
     return _FOLD.sub(named, sidebar)
 
 
-def _mend_sidebar(
+def _mend_page(
     app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
 ) -> None:
+    if "body" in context:
+        context["body"] = with_plain_roles(context["body"])
     written: Callable[..., Any] = context["generate_toctree_html"]
     context["generate_toctree_html"] = lambda *args, **kwargs: with_named_folds(
         str(written(*args, **kwargs))
@@ -54,5 +71,5 @@ def _mend_sidebar(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("source-read", _mend_tables)
-    app.connect("html-page-context", _mend_sidebar, priority=900)  # after the theme's own
+    app.connect("html-page-context", _mend_page, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}

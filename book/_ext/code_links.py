@@ -4,20 +4,17 @@ import ast
 import html
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
-
-import lipbook
 
 _CODE = re.compile(r"<pre>.*?</pre>", re.DOTALL)
 _NAME = re.compile(
     r'<span class="n">(\w+)</span>(?:<span class="o">\.</span><span class="n">(\w+)</span>)?'
 )
-#: A public name of the package itself, and where it is documented.
-_SHORT = {f"lipbook.{n}": f"{getattr(lipbook, n).__module__}.{n}" for n in lipbook.__all__}
 
 
 def imported(cells: Iterable[str]) -> dict[str, str]:
@@ -26,7 +23,7 @@ def imported(cells: Iterable[str]) -> dict[str, str]:
     Examples
     --------
     >>> imported(["from lipbook import wgan as w, spectral_norm"])
-    {'w': 'lipbook.wgan', 'spectral_norm': 'lipbook.power_iteration.spectral_norm'}
+    {'w': 'lipbook.wgan', 'spectral_norm': 'lipbook.spectral_norm'}
     """
     found = {}
     for cell in cells:
@@ -37,9 +34,21 @@ def imported(cells: Iterable[str]) -> dict[str, str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lipbook"):
                 for alias in node.names:
-                    full = f"{node.module}.{alias.name}"
-                    found[alias.asname or alias.name] = _SHORT.get(full, full)
+                    found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     return found
+
+
+def with_short_names(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is documented by its names, those in the package itself included.
+
+    Examples
+    --------
+    >>> sorted(with_short_names({"lipbook.wgan.loss": 1}))
+    ['lipbook.loss', 'lipbook.wgan.loss']
+    """
+    pairs = [(full.split("."), entry) for full, entry in objects.items()]
+    short = {f"{path[0]}.{path[2]}": entry for path, entry in pairs if len(path) == 3}
+    return {**short, **objects}
 
 
 def linked(body: str, names: dict[str, str], address: Callable[[str], str | None]) -> str:
@@ -62,7 +71,7 @@ def _link_page(
     path = Path(app.env.doc2path(page))
     if doctree is None or path.suffix != ".ipynb":
         return
-    objects = app.env.get_domain("py").objects
+    objects = with_short_names(app.env.get_domain("py").objects)
 
     def address(full: str) -> str | None:
         if full not in objects:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 import site_checks
-from code_links import imported, linked
+from code_links import imported, linked, with_short_names
 
 from workflow.project import BOOK, CHECKED, chapters, is_appendix
 
 
 def test_an_import_is_followed_by_any_of_its_names():
     cells = ["from lipbook import wgan as w, spectral_norm", "import torch\nfrom math import pi"]
-    assert imported(cells) == {
-        "w": "lipbook.wgan",
-        "spectral_norm": "lipbook.power_iteration.spectral_norm",
-    }
+    assert imported(cells) == {"w": "lipbook.wgan", "spectral_norm": "lipbook.spectral_norm"}
+
+
+def test_a_name_of_the_package_itself_has_the_place_of_its_module():
+    places = {"lipbook.wgan": 1, "lipbook.wgan.loss": 2, "lipbook.wgan.Critic.forward": 3}
+    assert with_short_names(places) == {"lipbook.loss": 2, **places}
 
 
 def test_a_name_leads_to_its_place_and_others_nowhere():
