@@ -24,6 +24,7 @@ from workflow.project import (
     STUDIES,
     WorkflowError,
     chapters,
+    claims_of,
     plain,
 )
 
@@ -165,7 +166,7 @@ def _seeds(options: argparse.Namespace) -> None:
     from workflow import graph, seeds
 
     cores, count = _number("CORES", options.cores), _number("SEEDS", options.seeds)
-    chosen = _chosen(options.chapters.split())
+    chosen = [name for name in _chosen(options.chapters.split()) if claims_of(name)]
     targets = [f"build/seeds/{name}/{seed}.json" for name in chosen for seed in seeds.seeds(count)]
     try:
         graph.run(targets, {}, cores=cores, work="seeds", profile=options.profile)

@@ -108,15 +108,27 @@ def of_cells(cells: list[nbformat.NotebookNode], claim: str, chapter: str) -> Sl
     return Slice(chapter, claim, tuple(cells[n] for n in chosen), len(cells))
 
 
+def of_all_claims(cells: list[nbformat.NotebookNode], chapter: str) -> list[nbformat.NotebookNode]:
+    """Return those of some code cells that the checks of all their claims need, in their order."""
+    claims = [claim for cell in cells for claim in checked(cell.source)]
+    needed = {cell.id for claim in claims for cell in of_cells(cells, claim, chapter).cells}
+    return [cell for cell in cells if cell.id in needed]
+
+
 def checks(code: str, claim: str) -> bool:
     """Tell whether a cell calls `claims.check` for this claim."""
-    return any(
-        isinstance(node, ast.Call)
-        and ast.unparse(node.func).endswith("claims.check")
-        and bool(node.args)
-        and ast.unparse(node.args[0]).strip("'\"") == claim
+    return claim in checked(code)
+
+
+def checked(code: str) -> list[str]:
+    """Return the claims for which a cell calls `claims.check`."""
+    return [
+        ast.unparse(node.args[0]).strip("'\"")
         for node in ast.walk(ast.parse(code))
-    )
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("claims.check")
+        and node.args
+    ]
 
 
 def is_parameters(cell: nbformat.NotebookNode) -> bool:

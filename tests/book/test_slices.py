@@ -269,9 +269,23 @@ def test_a_seed_keeps_what_broke_it_off(tmp_path, monkeypatch):
         raise WorkflowError(f"RuntimeError: at {parameters['seed']}")
 
     monkeypatch.setattr(seeds, "execute", execute)
-    seeds.run(tmp_path / "01_tiny.ipynb", 1001, tmp_path / "1001.json", tmp_path / "log")
+    seeds.run(tiny(tmp_path, "pass"), 1001, tmp_path / "1001.json", tmp_path / "log")
     kept = json.loads((tmp_path / "1001.json").read_text())
     assert kept == {"failed": "RuntimeError: at 1001"}
+
+
+def test_a_seed_executes_what_its_checks_need_and_nothing_else():
+    code = {
+        "data": "values = [seed]",
+        "picture": "draw(values)",
+        "first": "claims.check('T1', a=values)",
+        "between": "other = 3",
+        "second": "claims.check('T2', b=other)",
+        "last": "print(other)",
+    }
+    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in code.items()]
+    needed = slices.of_all_claims(cells, "tiny")
+    assert [cell.id for cell in needed] == ["data", "first", "between", "second"]
 
 
 def test_more_seeds_are_the_same_and_further_ones():
