@@ -55,11 +55,12 @@ class Step(NamedTuple):
 
 
 class _Memory:
-    """One storage: how all of it moves, and which of its cells were written one after the other."""
+    """One storage: how all of it moves, and which of its bytes were written one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, constant: bool) -> None:
         self.move: Move | None = None
         self.writes: list[range] = []
+        self.constant = constant  # but for what was written
 
     def untouched(self, tensor: Tensor, since: int) -> bool:
         """Whether no later write reached a tensor."""
@@ -102,13 +103,16 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if memory is None:
             return None
         since, move = self._moves.get(id(tensor), (0, None))
-        if memory.move is None or (move is not None and memory.untouched(tensor, since)):
+        known = move is not None or memory.constant
+        if memory.move is None or (known and memory.untouched(tensor, since)):
             return move
         return memory.move._replace(bound=memory.move.bound * _multiplicity(tensor), spread=None)
 
-    def put(self, tensor: Tensor, move: Move, *, write: bool = False) -> None:
-        """Say how a tensor moves, after it was made or written."""
-        memory = self._memories.setdefault(_storage(tensor), _Memory())
+    def put(
+        self, tensor: Tensor, move: Move, *, write: bool = False, over_constant: bool = False
+    ) -> None:
+        """Say how a tensor moves, after it was made or written, into a constant perhaps."""
+        memory = self._memories.setdefault(_storage(tensor), _Memory(constant=over_constant))
         self._alive.append(tensor)
         if write or memory.move is None:
             with torch._C.DisableTorchFunction():
@@ -184,9 +188,9 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = RULES[base](Call(base, function, inputs, moves, self.radius))
         found = found if isinstance(found, list) else [found]
         if any(not m.jumps and not m.bound < math.inf for m in found):
-            raise UncertifiedError(
-                "it may grow without limit: where inputs are bounded, pass radius="
-            )
+            bounded = self.radius < math.inf
+            more = " on this ball too" if bounded else ": where inputs are bounded, pass radius="
+            raise UncertifiedError(f"it may grow without limit{more}")
         return found
 
     def _record(self, name: str, outputs: list[Any], found: list[Move], *, write: bool) -> None:
@@ -196,7 +200,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             move = found[i] if i < len(found) else hidden
             if not tensor.is_floating_point() and not move.jumps:
                 move = Move(math.inf, jumps=f"{name!r} jumps")
-            self.put(tensor, self.near(tensor, move), write=write)
+            self.put(tensor, self.near(tensor, move), write=write, over_constant=write)
         if name not in ("view", "t", "clone", "detach", "alias"):
             self.steps.append(Step(self.layers[-1], name, max(m.bound for m in found)))
 
@@ -417,10 +421,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _cells(tensor: Tensor) -> range:
-    """Cells of a storage between the first and the last of a tensor."""
+    """Bytes of a storage between the first and the last entry of a tensor."""
     spans = ((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset()
-    return range(start, start + sum(spans) + 1)
+    start, size = tensor.storage_offset(), tensor.element_size()
+    return range(start * size, (start + sum(spans) + 1) * size)
 
 
 def _multiplicity(tensor: Tensor) -> float:
