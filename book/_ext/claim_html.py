@@ -225,7 +225,8 @@ def _seeds(entry: Entry) -> str:
     if entry.seeds is None:
         return ""
     s = entry.seeds
-    words = f"the verdict came out for {s.held} of {s.of}, {s.low:.0%} to {s.high:.0%}"
+    low, high = (f"{100 * share:.0f}" for share in (s.low, s.high))
+    words = f"the verdict came out for {s.held} of {s.of}, {low} to {high} %"
     if s.others:
         words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
     return _paragraph("Other seeds of the whole chapter", f"{words}.")
