@@ -22,7 +22,7 @@ unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test core claim flips seeds refresh study serve pdf weigh future links audit bench gpu-kit gpu gpu-record lock clean
+.PHONY: help book test core claim claims flips seeds refresh study serve pdf weigh future links audit bench gpu-kit gpu gpu-record lock clean
 
 help: ## print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ core: $(READY) ## run the tests of the package's core, in the Python at hand
 claim: $(READY) ## run just the cells that a claim's check needs (ID=PI2, SEED=3)
 	$(if $(call given,ID),,$(error name the claim: make claim ID=PI2))
 	@$(RUN) -m workflow claim -- $(call quote,$(value ID)) $(PARAMETERS)
+
+claims: $(READY) ## run every claim's check by itself, and compare with what its chapter found
+	@$(RUN) -m workflow claims
 
 flips: $(READY) ## plant a world for every claim in which the truth is otherwise (ID=PI2 for one)
 	@$(RUN) -m workflow flips -- $(call option,ID)

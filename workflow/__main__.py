@@ -67,6 +67,7 @@ def _of_the_book() -> dict[str, tuple[Any, ...]]:
         "book": (_book, "execute what changed and build the site", given, cores),
         "check": (_check, "build the book at another seed, for the tests", cores),
         "claim": (_claim, "run just what a claim's check needs", ("claim", {}), given),
+        "claims": (_claims, "run every claim's check by itself", ("claims", some)),
         "seeds": (
             *(_seeds, "run chapters at seeds that nobody used yet", cores, profile),
             ("chapters", {"nargs": "?", "default": "", "help": '"one two", all by default'}),
@@ -160,6 +161,13 @@ def _claim(options: argparse.Namespace) -> None:
     from workflow import claim, parameters
 
     print(claim.report(claim.run(options.claim, parameters.parse(options.parameters))))
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from workflow import claim
+
+    if other := list(claim.run_all(options.claims)):
+        raise WorkflowError("other than the whole chapter found: " + ", ".join(other))
 
 
 def _seeds(options: argparse.Namespace) -> None:

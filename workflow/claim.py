@@ -1,4 +1,4 @@
-"""Run one claim's check by itself: the slice of its chapter, in a process of its own."""
+"""Run a claim's check by itself: the slice of its chapter, in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipbook.notebook.catalogue import catalogue, catalogue_path
+from lipbook.notebook.claims import records
 from workflow import slices
 from workflow.environment import CONTRADICTIONS
-from workflow.project import BUILD, ROOT, WorkflowError
+from workflow.project import BUILD, ROOT, WorkflowError, read_notebook, source
 
 #: Runs a script and keeps the records of its checks.
 _HARNESS = """
@@ -73,10 +76,56 @@ def run_script(part: slices.Slice, script: Path) -> Ran:
     return Ran(part, record, time.perf_counter() - begin)
 
 
+def run_all(chosen: Sequence[str] = ()) -> Iterator[str]:
+    """Run the checks of some claims, or of all; yield those whose chapter had found otherwise."""
+    for entry in catalogue(catalogue_path()).values():
+        if not entry.tested or (chosen and entry.id not in chosen):
+            continue
+        try:
+            ran = run(entry.id)
+        except WorkflowError as error:
+            print(f"{entry.id}: {error}", flush=True)
+            yield entry.id
+            continue
+        other = differences(ran.record, stored(entry.id, entry.chapter))
+        print(f"{entry.id}: {'; '.join(other) or 'as stored'}. {_cost(ran)}", flush=True)
+        if other:
+            yield entry.id
+
+
+def stored(claim: str, chapter: str) -> dict[str, Any]:
+    """Return what the whole chapter had found of a claim when its outputs were stored."""
+    return next(r for r in records(read_notebook(source(chapter))) if r["id"] == claim)
+
+
+def differences(found: dict[str, Any], kept: dict[str, Any]) -> list[str]:
+    """Say in what two records differ: the verdict, or what came of a criterion.
+
+    The numbers of trained networks differ a little between two kinds of processor.
+    """
+    other = [] if found["verdict"] == kept["verdict"] else [_instead(found, kept, "verdict")]
+    states = {item["id"]: item for item in kept["criteria"]}
+    if states.keys() != {item["id"] for item in found["criteria"]}:
+        return [*other, "other criteria than stored"]
+    return other + [
+        f"{item['id']} {_instead(item, states[item['id']], 'state')}"
+        for item in found["criteria"]
+        if item["state"] != states[item["id"]]["state"]
+    ]
+
+
+def _instead(found: dict[str, Any], kept: dict[str, Any], key: str) -> str:
+    return f"{found[key]} instead of {kept[key]}"
+
+
 def report(ran: Ran) -> str:
     """Return the evidence as text, with the time."""
-    record, part = ran.record, ran.slice
+    record = ran.record
     lines = [f"{record['id']} · {record['verdict']}"]
     lines += [f"    {item['text']}: {item['state']}" for item in record["criteria"]]
-    cells = f"{len(part.cells)} of {part.of} code cells of {part.chapter}"
-    return "\n".join([*lines, f"{ran.seconds:.1f} s, {cells}"])
+    return "\n".join([*lines, _cost(ran)])
+
+
+def _cost(ran: Ran) -> str:
+    part = ran.slice
+    return f"{ran.seconds:.1f} s, {len(part.cells)} of {part.of} code cells of {part.chapter}"
