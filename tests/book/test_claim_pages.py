@@ -86,7 +86,7 @@ def test_a_row_shows_seeds_and_the_planted_world():
     seeds = {"held": 18, "of": 20, "low": 0.7, "high": 0.97, "others": {"undecided": 2}}
     flip = {"world": "Labels are swapped.", "verdict": "undecided", "date": "2026-11-27"}
     text = parsed(claim_html.row(entry(seeds=seeds, flip=flip))).get_text()
-    assert "the verdict came out for 18 of 20, 70% to 97%; otherwise undecided (2)." in text
+    assert "the verdict came out for 18 of 20, 70 to 97 %; otherwise undecided (2)." in text
     assert "Labels are swapped. The same criteria then say: undecided (2026-11-27)." in text
 
 
