@@ -445,6 +445,14 @@ class Constraint:
     """What keeps a critic's Lipschitz constant in bounds; by default nothing does.
 
     Write your own by overriding one method or both, best as a frozen dataclass.
+
+    Examples
+    --------
+    >>> class SmallScores(Constraint):
+    ...     def penalty(self, critic, real, fake, generator):
+    ...         return 0.001 * critic(real).square().mean()
+    >>> SmallScores().penalty(nn.Identity(), torch.full((2, 1), 10.0), torch.ones(2, 1), None)
+    tensor(0.1000)
     """
 
     def penalty(
@@ -469,7 +477,13 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Unconstrained(Constraint):
-    """No constraint, or one that is built into the critic, such as spectral normalization."""
+    """No constraint, or one that is built into the critic, such as spectral normalization.
+
+    Examples
+    --------
+    >>> Unconstrained().penalty(nn.Identity(), torch.ones(2, 1), torch.ones(2, 1), None)
+    tensor(0.)
+    """
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
 import subprocess
 import sys
@@ -118,6 +119,13 @@ def test_the_core_offers_what_it_says():
     assert public == {name for name in lipbook.__all__ if not name.startswith("_")}
     for name in lipbook.__all__:
         assert inspect.getdoc(getattr(lipbook, name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in lipbook.__all__ if name != "__version__"])
+def test_a_public_name_has_an_example(name):
+    """The suite runs it, as every doctest."""
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(lipbook, name)))
+    assert any(name in example.source for example in examples)
 
 
 def test_the_package_is_typed():
