@@ -282,7 +282,9 @@ def _offer_data(app: Sphinx, exception: Exception | None) -> None:
     data = Path(app.srcdir) / "book" / DATA
     if exception is None and data.exists():
         folder = Path(app.outdir) / "_static"
-        (folder / DATA).write_bytes(data.read_bytes())
+        found = json.loads(data.read_text(encoding="utf-8"))
+        light = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+        (folder / DATA).write_text(light + "\n", encoding="utf-8")
         schema = json.dumps(results.schema(), indent=1, ensure_ascii=False)
         (folder / "claims.schema.json").write_text(schema + "\n", encoding="utf-8")
 
