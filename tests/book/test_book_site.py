@@ -160,6 +160,28 @@ def test_axe_finds_nothing(visit):
     assert visit.access == []
 
 
+#: What the keyboard reaches, less what shows that it has been reached. (A ring, or a shadow.)
+UNSEEN = """() => {
+  const stops = [...document.querySelectorAll("a[href], button, input, summary, [tabindex='0']")];
+  return stops.filter((node) => {
+    node.focus();
+    const style = getComputedStyle(node);
+    const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+    return document.activeElement === node && !ring && style.boxShadow === "none";
+  }).map((node) => node.outerHTML.slice(0, 120));
+}"""
+
+
+@pytest.mark.parametrize("name", [f"{BOOK.name}/{chapters()[0]}.html", f"{BOOK.name}/ledger.html"])
+def test_the_place_of_the_keyboard_is_seen(browser, name):
+    with site_checks.opened(browser, (SITE / name).as_uri()) as (page, _):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent").strip() == "Skip to main content"
+        assert page.evaluate(UNSEEN) == []
+        page.add_style_tag(content=":is(a, #x):focus-visible { outline: none !important }")
+        assert page.evaluate(UNSEEN) != []
+
+
 def search(browser, term):
     """Search as a reader does, from the first page; return what was found and the complaints."""
     with site_checks.opened(browser, (SITE / "index.html").as_uri()) as (page, visit):
