@@ -229,7 +229,7 @@ def _seeds(entry: Entry) -> str:
     words = f"the verdict came out for {s.held} of {s.of}, {low} to {high} %"
     if s.others:
         words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
-    return _paragraph("Other seeds of the whole chapter", f"{words}.")
+    return _paragraph("Other seeds", f"{words}.")
 
 
 def _flip(entry: Entry) -> str:
