@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,13 @@ _NAMED = ("**/*.map", "**/*.ttf", "locales")
 _ICON = re.compile(
     r'(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?'
 )
+#: The same icons as rules of the style sheet, one or more names each.
+_ICON_RULE = re.compile(r"(?:\.fa-[\w-]+:before,?)+\{content:\"[^\"]*\"\}")
+#: A font of icons, and the classes that ask for it: the theme names all three.
+_FONTS = {
+    "fa-brands-400.woff2": {"fab", "fa-brands"},
+    "fa-regular-400.woff2": {"far", "fa-regular"},
+}
 _VISIBLE = 2.0  # mean difference of a channel, of 255, from which on a picture keeps its colours
 
 
@@ -35,13 +43,30 @@ def lighten(site: Path) -> None:
 
 
 def keep_icons(site: Path) -> None:
-    """Leave in Font Awesome's script the icons that a page shows, of two thousand."""
+    """Leave of Font Awesome what a page shows: of its script, its rules and its fonts."""
     pages = (path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
-    used = {name for page in pages for name in re.findall(r"\bfa-([\w-]+)", page)} | {"xmark"}
-    for script in (site / "_static" / "scripts").glob("fontawesome.js"):
-        text = script.read_text(encoding="utf-8")
-        kept = _ICON.sub(lambda m: m[0] if (m[1] or m[2]) in used else "", text)
-        script.write_text(kept, encoding="utf-8")
+    classes = {c for page in pages for c in re.findall(r"\bfa(?:[brs]|-[\w-]+)\b", page)}
+    used = {name.removeprefix("fa-") for name in classes} | {"xmark"}
+
+    def icon(match: re.Match) -> str:
+        return match[0] if (match[1] or match[2]) in used else ""
+
+    def rule(match: re.Match) -> str:
+        return match[0] if used.intersection(re.findall(r"fa-([\w-]+):", match[0])) else ""
+
+    static = site / "_static"
+    _rewrite(static.glob("scripts/fontawesome.js"), _ICON, icon)
+    _rewrite(static.glob("styles/pydata-sphinx-theme.css"), _ICON_RULE, rule)
+    for font in static.rglob("fa-*.woff2"):
+        if not classes.intersection(_FONTS.get(font.name, classes)):
+            font.unlink()
+
+
+def _rewrite(
+    paths: Iterable[Path], pattern: re.Pattern, replace: Callable[[re.Match], str]
+) -> None:
+    for path in paths:
+        path.write_text(pattern.sub(replace, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def repaint(path: Path) -> bool:

@@ -57,15 +57,24 @@ def test_what_is_too_heavy_is_told(tmp_path, name, size, fault):
     assert weigh(site).faults() == [fault]
 
 
-def test_icons_that_no_page_shows_leave_the_script(tmp_path):
+def test_icons_that_no_page_shows_leave_script_style_and_fonts(tmp_path):
     site = small_site(tmp_path / "site")
-    (site / "index.html").write_text('<i class="fa-solid fa-moon"></i>')
-    (site / "_static" / "scripts").mkdir()
+    (site / "index.html").write_text('<i class="fa-solid fa-moon"></i><i class="far fa-bell"></i>')
+    for folder in ("scripts", "styles", "vendor"):
+        (site / "_static" / folder).mkdir()
     script = site / "_static" / "scripts" / "fontawesome.js"
-    sun, moon = 'sun:[5,5,[],"f185","M1 2z"]', '"moon":[5,5,[9,"m"],"f186",["M1","M2"]]'
-    script.write_text(f"var p={{{sun},{moon},{sun}}};done()")
+    sun, moon_of_script = 'sun:[5,5,[],"f185","M1 2z"]', '"moon":[5,5,[9,"m"],"f186",["M1","M2"]]'
+    script.write_text(f"var p={{{sun},{moon_of_script},{sun}}};done()")
+    style = site / "_static" / "styles" / "pydata-sphinx-theme.css"
+    sun, moon = r'.fa-sun:before{content:"\f185"}', r'.fa-moon:before,.fa-m:before{content:"\f186"}'
+    style.write_text(f"p{{}}{sun}{moon}.fa-lg{{}}")
+    fonts = [site / "_static" / "vendor" / f"fa-{n}.woff2" for n in ("brands-400", "regular-400")]
+    for font in fonts:
+        font.write_bytes(b"0")
     keep_icons(site)
-    assert script.read_text() == f"var p={{{moon},}};done()"
+    assert script.read_text() == f"var p={{{moon_of_script},}};done()"
+    assert style.read_text() == f"p{{}}{moon}.fa-lg{{}}"
+    assert [font.exists() for font in fonts] == [False, True]
 
 
 def picture(path: Path, pixels: np.ndarray) -> Path:
