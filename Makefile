@@ -48,8 +48,8 @@ claim: $(READY) ## run just the cells that a claim's check needs (ID=PI2, SEED=3
 	$(if $(call given,ID),,$(error name the claim: make claim ID=PI2))
 	@$(RUN) -m workflow claim -- $(call quote,$(value ID)) $(PARAMETERS)
 
-claims: $(READY) ## run every claim's check by itself, and compare with what its chapter found
-	@$(RUN) -m workflow claims
+claims: $(READY) ## run every claim's check by itself, and compare with what its chapter found (ID=PI2 for one)
+	@$(RUN) -m workflow claims -- $(call option,ID)
 
 flips: $(READY) ## plant a world for every claim in which the truth is otherwise (ID=PI2 for one)
 	@$(RUN) -m workflow flips -- $(call option,ID)

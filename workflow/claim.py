@@ -77,10 +77,17 @@ def run_script(part: slices.Slice, script: Path) -> Ran:
 
 
 def run_all(chosen: Sequence[str] = ()) -> Iterator[str]:
-    """Run the checks of some claims, or of all; yield those whose chapter had found otherwise."""
-    for entry in catalogue(catalogue_path()).values():
-        if not entry.tested or (chosen and entry.id not in chosen):
-            continue
+    """Run the checks of some claims, or of all; yield those whose chapter had found otherwise.
+
+    Raises
+    ------
+    WorkflowError
+        If no chapter checks one of the claims that are asked for.
+    """
+    tested = {entry.id: entry for entry in catalogue(catalogue_path()).values() if entry.tested}
+    if unknown := sorted(set(chosen) - tested.keys()):
+        raise WorkflowError(f"no chapter checks {', '.join(unknown)}; there are {' '.join(tested)}")
+    for entry in [tested[name] for name in chosen or tested]:
         try:
             ran = run(entry.id)
         except WorkflowError as error:

@@ -210,14 +210,15 @@ class Claim(_Entry):
         return self
 
     def _needed(self) -> tuple[str, ...]:
+        tested = ("scope", "criteria", "finding")
         match self.verdict:
             case "not tested":
-                return ("reason",)
+                return "reason", "scope", "criteria" if self.criteria else "planned"
             case "fails as printed":
-                return "scope", "criteria", "finding", "counterexample", "corrected", "test"
+                return *tested, "counterexample", "corrected", "test", "figure"
             case "not reproduced here" | "undecided":
-                return "scope", "criteria", "finding", "decisive"
-        return "scope", "criteria", "finding"
+                return *tested, "decisive"
+        return tested
 
     @property
     def tested(self) -> bool:

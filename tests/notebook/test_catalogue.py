@@ -123,6 +123,8 @@ def test_entries_are_read_in_order(write):
         ([{"finding": ""}], "T1: the verdict 'holds' needs finding"),
         ([{"criteria": []}], "T1: the verdict 'holds' needs criteria"),
         ([{"verdict": "not tested"}], "T1: the verdict 'not tested' needs reason"),
+        ([{"verdict": "not tested", "reason": "None.", "scope": ""}], "needs scope"),
+        ([{"verdict": "not tested", "reason": "None.", "criteria": []}], "needs planned"),
         ([{"reason": "None."}], "T1: a reason goes with 'not tested' only"),
         *(
             ([{"verdict": verdict, "decisive": ""}], f"T1: the verdict '{verdict}' needs decisive")
