@@ -48,10 +48,10 @@ def keep_icons(site: Path) -> None:
     classes = {c for page in pages for c in re.findall(r"\bfa(?:[brs]|-[\w-]+)\b", page)}
     used = {name.removeprefix("fa-") for name in classes} | {"xmark"}
 
-    def icon(match: re.Match) -> str:
+    def icon(match: re.Match[str]) -> str:
         return match[0] if (match[1] or match[2]) in used else ""
 
-    def rule(match: re.Match) -> str:
+    def rule(match: re.Match[str]) -> str:
         return match[0] if used.intersection(re.findall(r"fa-([\w-]+):", match[0])) else ""
 
     static = site / "_static"
@@ -63,7 +63,7 @@ def keep_icons(site: Path) -> None:
 
 
 def _rewrite(
-    paths: Iterable[Path], pattern: re.Pattern, replace: Callable[[re.Match], str]
+    paths: Iterable[Path], pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str]
 ) -> None:
     for path in paths:
         path.write_text(pattern.sub(replace, path.read_text(encoding="utf-8")), encoding="utf-8")
