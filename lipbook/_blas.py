@@ -26,6 +26,8 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 Array = NDArray[Any]
 
 _CTYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+#: Entries up to which neither torch nor OpenBLAS (from 9,216 on for a product) uses a second thread.
+_SHORT = 8192
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -39,9 +41,9 @@ def in_one_thread(x: Tensor) -> bool:
     """Whether torch works on `x` in one thread, so that BLAS in one takes nothing from anyone.
 
     Who sets torch's threads to one means BLAS's too, as `runtime.start` does and
-    ``OMP_NUM_THREADS=1``.
+    ``OMP_NUM_THREADS=1``. What is short nobody shares.
     """
-    return x.is_cpu and torch.get_num_threads() == 1
+    return x.is_cpu and (x.numel() <= _SHORT or torch.get_num_threads() == 1)
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -81,6 +81,7 @@ def _run(*command: str | Path, capture: bool = False) -> str:
         stdout=subprocess.PIPE if capture else None,
         env=os.environ | {"PYTHONPATH": ""},
     )
-    if done.returncode:
-        raise WorkflowError("this failed: " + " ".join(map(str, command)))
+    if status := done.returncode:
+        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+        raise WorkflowError(f"this failed, {how}: " + " ".join(map(str, command)))
     return done.stdout or ""

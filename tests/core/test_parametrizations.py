@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from weights import critic, gaussian, norm, original
 
+from lipbook import _blas
 from lipbook.convolution import conv_spectral_norm
 from lipbook.lipschitz import jacobian_norms
 from lipbook.normalization import spectral_normalize
@@ -32,9 +33,11 @@ seeds = st.integers(0, 2**31)
 def threads(request, monkeypatch) -> int:
     """With one thread matrices are left to BLAS, with two to torch: every test runs twice.
 
-    Two are only said to be there: beside another worker they would wait for each other's cores.
+    Two are only said to be there: beside another worker they would wait for each other's cores. And
+    short matrices count as long ones, which would be left to BLAS anyway.
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    monkeypatch.setattr(_blas, "_SHORT", 0)
     return request.param
 
 
@@ -232,6 +235,14 @@ def test_backward_through_two_forward_passes():
 def test_what_lies_as_blas_reads_it_takes_the_short_way(layer, by_numbers):
     layer = spectral_normalize(copy.deepcopy(layer))
     by_numbers = by_numbers and torch.get_num_threads() == 1
+    assert isinstance(layer.weight.grad_fn.quotient.factor, float) == by_numbers
+
+
+@pytest.mark.parametrize(("outputs", "by_numbers"), [(64, True), (65, False)])
+def test_what_is_too_short_to_be_shared_takes_the_short_way_too(outputs, by_numbers, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = spectral_normalize(nn.Linear(128, outputs))
     assert isinstance(layer.weight.grad_fn.quotient.factor, float) == by_numbers
 
 
