@@ -84,6 +84,7 @@ def _of_the_book() -> dict[str, tuple[Any, ...]]:
             ("--check", {"metavar": "N", "help": "repeat N random cells and compare"}),
         ),
         "pdf": (_pdf, "print the built site into one PDF"),
+        "future": (_future, "try the newest version of everything"),
         "weigh": (_weigh, "say how heavy the built site is"),
         "serve": (_serve, "serve the built site on this machine", ("--port", {"default": "8000"})),
         "browser": (_browser, "find or install a browser for the site's checks"),
@@ -273,6 +274,18 @@ def _pdf(_: argparse.Namespace) -> None:
 
     sheets = paper.print_book(_site(), paper.PDF)
     print(f"The book on {sheets} sheets is {paper.PDF.relative_to(ROOT)}")
+
+
+def _future(_: argparse.Namespace) -> None:
+    from workflow import future
+
+    _site()
+    versions = future.build(BUILD / "source")
+    told = ("numpy", "sphinx", "torch")
+    print(
+        "The book and the core work with "
+        + ", ".join(line for line in versions if line.lower().partition("==")[0] in told)
+    )
 
 
 def _site() -> Path:

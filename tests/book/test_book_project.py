@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import lipbook
+from workflow import __main__ as command_line
 from workflow.project import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -253,6 +254,14 @@ def doors(tmp_path) -> Path:
     python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\nenv | sed -n "s/^PYTHON/leak &/p"\n')
     python.chmod(0o755)
     return tmp_path
+
+
+def test_what_make_opens_is_a_door():
+    opened = set(re.findall(r"-m workflow ([a-z-]+)", MAKEFILE))
+    assert opened >= {"book", "check", "claims", "future", "gpu-record", "pdf"}
+    for name in opened:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            command_line.main([name, "--help"])
 
 
 def test_a_value_reaches_the_program_as_it_was_given(doors):
