@@ -26,7 +26,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 Array = NDArray[Any]
 
 _CTYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
-#: Entries up to which neither torch nor OpenBLAS (from 9,216 on for a product) uses a second thread.
+#: Entries up to which neither torch nor OpenBLAS, from 9,216 on, takes a second thread.
 _SHORT = 8192
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
