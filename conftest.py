@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -30,6 +31,11 @@ hypothesis.settings.load_profile("lipbook")
 #: What ``myst_nb.glue`` stores for the prose: measured numbers, which differ in their last digits
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
+
+
+class StaleNumber(pytest.PytestWarning):
+    """A number in the prose came out otherwise: where it was stored, a refresh is due."""
+
 
 #: The pools of threads of what is imported above.
 POOLS = ThreadpoolController()
@@ -62,6 +68,36 @@ def _process_as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_deterministic_debug_mode(strictness)
     for name in set(os.environ) - environ:
         del os.environ[name]
+
+
+_compare = plugin.IPyNbCell.compare_outputs
+
+
+def _compare_and_tell(
+    cell: plugin.IPyNbCell, test: list[Any], ref: list[Any], skip_compare: Any = None
+) -> bool:
+    """Compare as nbval does, and warn of the glued numbers, which it is told to leave alone."""
+    stored, here = _glued(ref), _glued(test)
+    moved = [
+        f"{name} {stored[name]}, here {here[name]}"
+        for name in stored.keys() & here.keys()
+        if stored[name] != here[name]
+    ]
+    if moved:
+        cell.warn(StaleNumber("; ".join(sorted(moved))))
+    same: bool = _compare(cell, test, ref, skip_compare)
+    return same
+
+
+def _glued(outputs: list[Any]) -> dict[str, str]:
+    return {
+        output["metadata"].get("scrapbook", {}).get("name", ""): output["data"][GLUED]
+        for output in outputs
+        if GLUED in output.get("data", {})
+    }
+
+
+plugin.IPyNbCell.compare_outputs = _compare_and_tell
 
 
 @pytest.hookimpl(wrapper=True)

@@ -441,18 +441,20 @@ def test_an_exercise_without_a_solution_is_found():
 GLUE = """
 import os
 from IPython.display import publish_display_data
-publish_display_data({"application/papermill.record/text/plain": os.urandom(4).hex()})
+data = {"application/papermill.record/text/plain": os.urandom(4).hex()}
+publish_display_data(data, {"scrapbook": {"name": "size"}})
 """
 
 
 def compared() -> NotebookNode:
     said = v4.new_output("stream", text="said\n")
     glued = {"application/papermill.record/text/plain": "another number"}
+    named = {"scrapbook": {"name": "size"}}
     return normalize(
         v4.new_notebook(
             cells=[
                 code("say", "print('said')", said, count=1),
-                code("glue", GLUE, v4.new_output("display_data", glued), count=2),
+                code("glue", GLUE, v4.new_output("display_data", glued, metadata=named), count=2),
             ]
         )
     )
@@ -499,6 +501,8 @@ def test_nbval_refuses_what_is_otherwise(tmp_path):
     found = re.findall(r"^(PASSED|FAILED) (?:\S*/)?tiny\.ipynb::Cell (\d)", text, re.MULTILINE)
     said = {list(VERDICTS)[int(number)]: verdict for verdict, number in found}
     assert said == VERDICTS
+    assert re.search(r"StaleNumber: size another number, here [0-9a-f]{8}\n", text)
+    assert text.count("StaleNumber: ") == 1
 
 
 def test_it_is_our_hook_that_lets_the_glued_number_pass(tmp_path):
