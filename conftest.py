@@ -32,11 +32,6 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
-
-class StaleNumber(pytest.PytestWarning):
-    """A number in the prose came out otherwise: where it was stored, a refresh is due."""
-
-
 #: The pools of threads of what is imported above.
 POOLS = ThreadpoolController()
 
@@ -84,7 +79,8 @@ def _compare_and_tell(
         if stored[name] != here[name]
     ]
     if moved:
-        cell.warn(StaleNumber("; ".join(sorted(moved))))
+        # Of a class that xdist's controller can import: `conftest` is another file there.
+        cell.warn(pytest.PytestWarning("StaleNumber: " + "; ".join(sorted(moved))))
     same: bool = _compare(cell, test, ref, skip_compare)
     return same
 
