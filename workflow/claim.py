@@ -27,6 +27,9 @@ runpy.run_path(sys.argv[1])
 json.dump(claims.made, open(sys.argv[2], "w", encoding="utf-8"))
 """
 
+#: What the environment of such a process has, besides: no check stops it, and no figure is shown.
+ALONE = {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT), CONTRADICTIONS: "record"}
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -62,8 +65,7 @@ def run_script(part: slices.Slice, script: Path) -> Ran:
         done = subprocess.run(
             [sys.executable, "-c", _HARNESS, str(script), str(found)],
             cwd=folder,
-            env=os.environ
-            | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT), CONTRADICTIONS: "record"},
+            env=os.environ | ALONE,
             capture_output=True,
             text=True,
             check=False,

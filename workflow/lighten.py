@@ -22,6 +22,7 @@ _ICON = re.compile(
 )
 #: The same icons as rules of the style sheet, one or more names each.
 _ICON_RULE = re.compile(r"(?:\.fa-[\w-]+:before,?)+\{content:\"[^\"]*\"\}")
+_CLASSES = re.compile(r'class="([^"]*)"')
 #: A font of icons, and the classes that ask for it: the theme names all three.
 _FONTS = {
     "fa-brands-400.woff2": {"fab", "fa-brands"},
@@ -44,9 +45,9 @@ def lighten(site: Path) -> None:
 
 def keep_icons(site: Path) -> None:
     """Leave of Font Awesome what a page shows: of its script, its rules and its fonts."""
-    pages = (path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
-    classes = {c for page in pages for c in re.findall(r"\bfa(?:[brs]|-[\w-]+)\b", page)}
-    used = {name.removeprefix("fa-") for name in classes} | {"xmark"}
+    pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    used = {name for page in pages for name in re.findall(r"\bfa-([\w-]+)", page)} | {"xmark"}
+    classes = {c for page in pages for c in " ".join(_CLASSES.findall(page)).split()}
 
     def icon(match: re.Match[str]) -> str:
         return match[0] if (match[1] or match[2]) in used else ""
@@ -57,9 +58,10 @@ def keep_icons(site: Path) -> None:
     static = site / "_static"
     _rewrite(static.glob("scripts/fontawesome.js"), _ICON, icon)
     _rewrite(static.glob("styles/pydata-sphinx-theme.css"), _ICON_RULE, rule)
-    for font in static.rglob("fa-*.woff2"):
-        if not classes.intersection(_FONTS.get(font.name, classes)):
-            font.unlink()
+    for name, asking in _FONTS.items():
+        if not classes & asking:  # "far" is also a word
+            for font in static.rglob(name):
+                font.unlink()
 
 
 def _rewrite(

@@ -22,6 +22,7 @@ _PAGE = """\
 """
 
 
+@cache
 def definitions(source: str) -> dict[str, int]:
     r"""Return the number, from 1, of the line on which each function and class of a module begins.
 

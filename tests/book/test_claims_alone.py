@@ -15,8 +15,6 @@ import pytest
 from lipbook.notebook.catalogue import catalogue
 from workflow import claim as runner
 from workflow import slices
-from workflow.environment import CONTRADICTIONS
-from workflow.project import ROOT
 
 CLAIMS: dict[str, list[str]] = {}
 for entry in catalogue().values():
@@ -33,7 +31,7 @@ def run(parts: dict[str, list[list[str]]], folder: Path) -> tuple[Found, str]:
     done = subprocess.run(
         [sys.executable, claim_tree.__file__, str(given), str(folder)],
         cwd=folder,
-        env=os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT), CONTRADICTIONS: "record"},
+        env=os.environ | runner.ALONE,
         capture_output=True,
         text=True,
         check=False,
