@@ -10,7 +10,8 @@ from torch import nn
 from lipbook._checks import check_labelled
 from lipbook._layers import evaluation_mode
 from lipbook.lab.classification import accuracy, train_classifier
-from lipbook.lab.networks import digits_cnn, mlp, vgg
+from lipbook.lab.networks import SideBySide, digits_cnn, mlp, vgg
+from lipbook.wgan import critic_loss, gradient_penalty
 
 BLOBS = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).repeat(20, 1)
 BLOBS = BLOBS + 0.2 * torch.randn(BLOBS.shape, generator=torch.Generator().manual_seed(0))
@@ -44,6 +45,36 @@ def test_mlp_refuses_too_few_sizes(sizes):
 def test_mlp_refuses_widths_that_are_no_counts(sizes, error):
     with pytest.raises(error, match="sizes must be"):
         mlp(sizes)
+
+
+def test_critics_side_by_side_learn_what_each_learns_alone():
+    """With a penalty, and so with second derivatives; by Adam, which does not ask for the scale."""
+    torch.manual_seed(0)
+    alone = [mlp([1, 8, 1], nn.Tanh).double() for _ in range(3)]
+    together = SideBySide(alone)
+    real, fake = torch.tensor([[2.0], [1.0]]).double(), torch.zeros(2, 1).double()
+
+    def trained(critic, copies):
+        optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+        pair = real.repeat(copies, 1), fake.repeat(copies, 1)
+        for _ in range(60):
+            optimizer.zero_grad()
+            penalty = gradient_penalty(critic, *pair, epsilon=0.5)
+            (critic_loss(critic(pair[0]), critic(pair[1])) + 10 * penalty).backward()
+            optimizer.step()
+        return critic
+
+    x = torch.linspace(-3, 3, 7).double()[:, None]
+    expected = torch.cat([trained(critic, 1)(x) for critic in alone])
+    found = trained(together, 3)(x.repeat(3, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_dense_layers_stand_side_by_side():
+    with pytest.raises(TypeError, match=r"nn\.Linear with a bias may have weights, not Conv2d"):
+        SideBySide([digits_cnn(), digits_cnn()])
+    with pytest.raises(TypeError, match="bias=False"):
+        SideBySide([mlp([2, 1], bias=False)])
 
 
 def test_digits_cnn_takes_flat_images():
