@@ -97,7 +97,7 @@ class SideBySide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (networks · n, inputs) to (networks · n, outputs), the first n by the first one."""
         layers = zip(self.weights, self.biases, strict=True)
-        x = x.unflatten(0, (len(self.biases[0]), -1))
+        x = x.reshape(len(self.biases[0]), -1, x.shape[-1])
         for activation in self.activations:
             if activation is None:
                 weight, bias = next(layers)
