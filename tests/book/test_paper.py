@@ -29,40 +29,46 @@ CUT = """() => {
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Path:
+def printed(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> PdfReader:
     target = tmp_path_factory.mktemp("paper") / "two.pdf"
     sheets = paper.print_pages(browser, SITE, target, NAMES)
-    assert sheets == len(PdfReader(target).pages)
-    return target
+    reader = PdfReader(target)
+    assert sheets == len(reader.pages)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def texts(printed: PdfReader) -> list[str]:
+    """Return what stands on each sheet; to extract it takes ten seconds and more."""
+    return [sheet.extract_text() for sheet in printed.pages]
 
 
 @pytest.mark.parametrize("title", ["2. Matrix norms", "Notation"])
-def test_contents_say_on_which_sheet_a_page_begins(printed, title):
+def test_contents_say_on_which_sheet_a_page_begins(texts, title):
     """The sheet is looked for by its heading, not by what the contents were made from."""
-    sheets = [sheet.extract_text().split("\n") for sheet in PdfReader(printed).pages]
+    sheets = [text.split("\n") for text in texts]
     (begins,) = [n for n, lines in enumerate(sheets, 1) if title in lines[:2]]
     contents = next(lines for lines in sheets if "Contents" in lines)
     assert f"{title} {begins}" in contents
 
 
-def test_paper_has_numbers_links_and_an_outline(printed):
-    reader = PdfReader(printed)
-    for number, sheet in enumerate(reader.pages, 1):
-        assert str(number) in sheet.extract_text().split()
+def test_paper_has_numbers_links_and_an_outline(printed, texts):
+    for number, text in enumerate(texts, 1):
+        assert str(number) in text.split()
     links = [
         annotation.get_object()
-        for sheet in reader.pages
+        for sheet in printed.pages
         for annotation in sheet.get("/Annots") or ()
     ]
     kinds = {link["/A"]["/S"] if "/A" in link else "/Dest" for link in links}
     addresses = [link["/A"]["/URI"] for link in links if link.get("/A", {}).get("/S") == "/URI"]
     assert "/Dest" in kinds or "/GoTo" in kinds
     assert all(address.startswith("https:") for address in addresses), addresses
-    assert len(reader.outline) > 2
+    assert len(printed.outline) > 2
 
 
-def test_what_is_folded_is_on_paper_but_for_code(printed):
-    text = "".join(sheet.extract_text() for sheet in PdfReader(printed).pages)
+def test_what_is_folded_is_on_paper_but_for_code(texts):
+    text = "".join(texts)
     assert "What decides it" in text  # the numbers of a card
     assert "Show code cell source" not in text
     assert "import matplotlib" not in text
