@@ -1,7 +1,8 @@
 // Paper is light, has one width, and nothing on it can be opened: what a reader could unfold is
-// printed (but for folded code), and what is too wide is made smaller.
+// printed (but for folded code), what is too wide is made smaller, and what is long may be parted.
 (() => {
   const ROOM = 640; // pixels between the margins of print.css, a little less than A4 leaves
+  const LONG = 320; // a third of a sheet: a table that keeps its rows together leaves no more of it empty
   const root = document.documentElement;
   let undo = [];
   // With a number at its right a formula fills its line; MathJax writes down what it needs, in ex.
@@ -20,6 +21,10 @@
     }
     for (const block of document.querySelectorAll("article :is(table, .math)")) {
       const formula = block.matches("table") ? null : block.querySelector("mjx-container");
+      if (!formula && block.offsetHeight > LONG) {
+        block.style.breakInside = "auto"; // the theme's is "avoid"; its head is printed again
+        undo.push(() => (block.style.breakInside = ""));
+      }
       const excess = (formula ? formulaWidth(formula) : block.scrollWidth) / ROOM;
       if (excess <= 1) continue;
       block.style.zoom = 1 / excess;

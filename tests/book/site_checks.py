@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Locator, Page
 
+#: What axe is asked in, neighbours of one width: it takes the theme a while to follow a new one.
+COMBINATIONS = [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")]
 PATIENCE = 180_000  # milliseconds: on a machine with other work, Playwright's 30 s are too few
 _HERE = ("", "file", "data", "blob", "about")
 _HOSTS = re.compile(r"\bcdn\.|cdnjs|bootstrapcdn|jsdelivr|unpkg|googleapis|gstatic", re.IGNORECASE)
@@ -165,7 +167,6 @@ class Visit:
     width: list[str] = field(default_factory=list)
     solutions: list[str] = field(default_factory=list)
     theme: list[str] = field(default_factory=list)
-    contrast: list[str] = field(default_factory=list)
     access: list[str] = field(default_factory=list)
 
 
@@ -189,11 +190,8 @@ def opened(browser: Browser, address: str) -> Iterator[tuple[Page, Visit]]:
         context.close()
 
 
-def look_at(browser: Browser, path: Path, axe: Sequence[tuple[int, str]] = ()) -> Visit:
-    """Load a page once and try everything on it that a reader could.
-
-    `axe` has the width and the theme of each time that axe is asked.
-    """
+def look_at(browser: Browser, path: Path) -> Visit:
+    """Load a page once and try everything on it that a reader could."""
     with opened(browser, path.as_uri()) as (page, visit):
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
         visit.formulas.extend(page.evaluate(_FORMULAS))
@@ -202,10 +200,8 @@ def look_at(browser: Browser, path: Path, axe: Sequence[tuple[int, str]] = ()) -
         page.set_viewport_size({"width": 1280, "height": 800})
         for solution in page.locator(".solution").all():
             visit.solutions.extend(_solution_faults(solution))
-        visit.contrast.extend(page.evaluate(_FAINT))
         visit.theme.extend(_theme_faults(page))
-        visit.contrast.extend(page.evaluate(_FAINT))
-        visit.access.extend(_access_faults(page, axe))
+        visit.access.extend(_access_faults(page))
     return visit
 
 
@@ -236,8 +232,10 @@ def _theme_faults(page: Page) -> Iterator[str]:
         yield "is not light at first"
     light = page.evaluate(background)
     button = page.locator(".theme-switch-button").first
+    if not button.is_visible():
+        yield "has no button for the theme"
     for _ in range(2):  # light, as the system has it, dark
-        button.click()
+        button.dispatch_event("click")  # no mouse over it: its tooltip would lie over the page
         if page.evaluate(theme) == "dark":
             break
     else:
@@ -246,29 +244,67 @@ def _theme_faults(page: Page) -> Iterator[str]:
         yield "has the same background in dark"
 
 
-def _access_faults(page: Page, combinations: Sequence[tuple[int, str]]) -> Iterator[str]:
-    """Ask axe about all of a page that can be unfolded.
+def _access_faults(page: Page) -> Iterator[str]:
+    """Ask axe for all of its rules about a page with everything unfolded, in each combination.
 
-    Colours take most of its time: it judges them where more than one combination is asked for.
-    Of formulas and of highlighted code neither the pictures nor the colours are ours.
+    Colours took nine tenths of its time: of the texts that a browser paints alike it judges one.
+    What MathJax paints is not ours, and has the colour of the text that it stands in.
     """
     page.evaluate(_PREPARE_FOR_AXE)
-    colours = {"enabled": len(combinations) > 1}
-    rules = {"color-contrast": colours, "link-in-text-block": colours}
-    options = {"preload": False, "resultTypes": ["violations"], "rules": rules}
-    for width, theme in combinations:
+    axe, options = Axe(), {"preload": False, "resultTypes": ["violations"]}
+    axe.run(page, options={"runOnly": ["html-has-lang"]})
+    page.evaluate(_JUDGE_THE_MARKED)
+    for width, theme in COMBINATIONS:
         page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(350)  # the theme lets what scrolls be reached by keyboard after 300
-        for fault in Axe().run(page, {"exclude": [["pre"]]}, options).response["violations"]:
+        if page.viewport_size != (size := {"width": width, "height": 900}):
+            page.set_viewport_size(size)
+            page.wait_for_timeout(350)  # the theme lets the keyboard reach what scrolls after 300
+        page.evaluate(_MARK_ONE_OF_A_KIND)
+        found = page.evaluate("options => axe.run(document, options)", options)
+        for fault in found["violations"]:
             for node in fault["nodes"]:
                 yield f"{fault['id']}: {node['html'][:120]} ({theme}, {width} px)"
 
 
+#: Of code, too, a token of each kind is enough, of thousands; one in a link has the link's line.
 _PREPARE_FOR_AXE = """() => {
   document.querySelectorAll("mjx-container").forEach((formula) => formula.remove());
-  document.querySelectorAll("pre").forEach((code) => (code.textContent = code.textContent));
   document.querySelectorAll("article details").forEach((fold) => (fold.open = true));
+  const kinds = new Set();
+  for (const token of document.querySelectorAll("pre span:not(:has(span), a > *)"))
+    if (kinds.has(token.className)) token.replaceWith(token.textContent);
+    else kinds.add(token.className);
+}"""
+
+_JUDGE_THE_MARKED = """() => axe.configure({ rules: [
+  { id: "color-contrast", selector: "[data-judged]" },
+  { id: "link-in-text-block", selector: "a[href][data-judged]" },
+] })"""
+
+#: Texts are alike in their own colour, size and weight, in what they stand on, and in the text
+#: around them. A colour that glides when the theme changes is taken where it ends.
+_MARK_ONE_OF_A_KIND = """() => {
+  document.getAnimations().forEach((glide) => glide.finish());
+  document.querySelectorAll("[data-judged]").forEach((node) => delete node.dataset.judged);
+  const grounds = new Map([[null, ""]]), seen = new Set();
+  const ground = (node) => {
+    if (!grounds.has(node)) {
+      const { backgroundColor, backgroundImage, opacity } = getComputedStyle(node);
+      const own = [backgroundColor, backgroundImage, opacity].join();
+      const below = ground(node.parentElement);
+      grounds.set(node, own === "rgba(0, 0, 0, 0),none,1" ? below : `${below}|${own}`);
+    }
+    return grounds.get(node);
+  };
+  for (const node of document.querySelectorAll("body *")) {
+    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())) continue;
+    const own = getComputedStyle(node), around = getComputedStyle(node.parentElement);
+    const kind = [node.tagName === "A", own.color, own.fontSize, own.fontWeight, own.textShadow,
+      own.textDecorationLine, around.color, around.fontWeight, ground(node),
+      node.checkVisibility({ visibilityProperty: true })].join("/");
+    if (!seen.has(kind)) node.dataset.judged = "";
+    seen.add(kind);
+  }
 }"""
 
 # MathJax marks what it could not read, in the picture and again in the text for screen readers.
@@ -298,37 +334,4 @@ _TOO_WIDE = """() => {
     ...(excess > 0 ? [`is ${excess} px too wide for a telephone`] : []),
     ...cut.map((line) => "cuts a formula on its left: " + line.textContent.slice(0, 60)),
   ];
-}"""
-
-# The contrast of text with what it stands on, as WCAG 2 defines it; its level AA asks for 4.5, and
-# for 3 from 24 px on. Highlighted code has the colours of its style.
-_FAINT = r"""() => {
-  const colour = (text) => text.match(/[\d.]+/g).map(Number);
-  const blend = (above, below) => {
-    const opacity = above[3] ?? 1;
-    return below.map((value, i) => opacity * above[i] + (1 - opacity) * value);
-  };
-  const ground = (node) => node === null ? [255, 255, 255] :
-    blend(colour(getComputedStyle(node).backgroundColor), ground(node.parentElement));
-  const luminance = (channels) => {
-    const [r, g, b] = channels.map((value) => value / 255).map((value) =>
-      value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const theme = document.documentElement.dataset.theme;
-  const complaints = new Set();
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const text = walker.currentNode.data.trim();
-    const node = walker.currentNode.parentElement;
-    if (!text || !node.closest("article") || !node.checkVisibility({visibilityProperty: true}) ||
-        node.closest("pre, form, mjx-container, .headerlink")) continue;
-    const style = getComputedStyle(node);
-    const below = ground(node);
-    const [dark, light] = [below, blend(colour(style.color), below)].map(luminance).sort();
-    const contrast = (light + 0.05) / (dark + 0.05);
-    if (contrast < (parseFloat(style.fontSize) < 24 ? 4.5 : 3))
-      complaints.add(`is faint in ${theme} (${contrast.toFixed(1)}): ${text.slice(0, 60)}`);
-  }
-  return [...complaints];
 }"""

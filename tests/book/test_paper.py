@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import site_checks
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
@@ -14,6 +15,7 @@ from workflow.project import CHECKED
 
 SITE = CHECKED / "html"
 NAMES = ["book/02_matrix_norms", "book/notation"]
+TITLES = ["2. Matrix norms", "Notation"]
 #: As beforeprint finds the page, and what then reaches over the edge of the paper or lies hidden.
 CUT = """() => {
   dispatchEvent(new Event("beforeprint"));
@@ -43,7 +45,7 @@ def texts(printed: PdfReader) -> list[str]:
     return [sheet.extract_text() for sheet in printed.pages]
 
 
-@pytest.mark.parametrize("title", ["2. Matrix norms", "Notation"])
+@pytest.mark.parametrize("title", TITLES)
 def test_contents_say_on_which_sheet_a_page_begins(texts, title):
     """The sheet is looked for by its heading, not by what the contents were made from."""
     sheets = [text.split("\n") for text in texts]
@@ -74,10 +76,19 @@ def test_what_is_folded_is_on_paper_but_for_code(texts):
     assert "import matplotlib" not in text
 
 
+def test_no_sheet_is_left_empty_for_words(printed, texts):
+    """A heading stood alone: the long table below it had gone whole to the next sheet."""
+    lines = [text.split("\n") for text in texts]
+    for here, following, sheet in zip(lines, lines[1:], printed.pages[1:], strict=False):
+        begins = {"Contents", *TITLES}.intersection(following[:2])
+        assert len(here) > 12 or begins or len(sheet.images) > 0, here
+
+
 @pytest.fixture
 def sheet(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     """Return a page as wide as paper."""
     context = browser.new_context(offline=True, viewport={"width": 665, "height": 940})
+    context.set_default_timeout(site_checks.PATIENCE)
     page = context.new_page()
     page.emulate_media(media="print")
     yield page

@@ -83,6 +83,7 @@ def test_numbers_are_those_of_lipbook(touched):
 def test_the_picture_for_paper_is_the_one_that_the_script_draws(touched, browser):
     kind = touched.get_attribute("data-touch")
     context = browser.new_context(java_script_enabled=False, offline=True)
+    context.set_default_timeout(site_checks.PATIENCE)
     page = context.new_page()
     page.goto(address(kind))
     paper = on(page, kind)
