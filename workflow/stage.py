@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def stage(
         copy = partial / told.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         shutil.copy2(told, copy)
+        if told.suffix == ".csv":
+            pack(copy)
     shutil.copy2(ROOT / "_toc.yml", partial)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     if repository:
@@ -75,6 +78,14 @@ def stage(
     (partial / "_config.yml").write_text(text, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def pack(table: Path) -> None:
+    """Put a table into a ZIP beside it, to be handed out: a quarter as large, pandas reads it."""
+    member = zipfile.ZipInfo(table.name)  # with no time of today: equal tables, equal files
+    member.compress_type = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(table.with_name(f"{table.name}.zip"), "w") as archive:
+        archive.writestr(member, table.read_bytes())
 
 
 def _link_to(repository: str, config: dict[str, Any]) -> None:

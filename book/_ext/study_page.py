@@ -194,7 +194,7 @@ def markdown(study: Study, results: Results) -> str:
         [
             told,
             "## The table",
-            f"{size}: {{download}}`{name}.csv <{name}.csv>`.",
+            f"{size}: {{download}}`{name}.csv.zip <{name}.csv.zip>`.",
             columns(study),
             "## How it came about",
             provenance(study),

@@ -61,7 +61,7 @@ def told(root: Path, **entry: object) -> str:
 def test_a_page_tells_protocol_criteria_table_and_origin(root):
     text = told(root)
     assert "A study of `toys`, by `cells`." in text
-    assert "4 rows of 4 cells, 3 columns: {download}`toy.csv <toy.csv>`" in text
+    assert "4 rows of 4 cells, 3 columns: {download}`toy.csv.zip <toy.csv.zip>`" in text
     assert "| `kind` | set | ball, bear |" in text
     assert "| `size` | found | 7.5 |" in text
     assert "| measured | 2026-11-27 |" in text
@@ -116,4 +116,9 @@ def test_a_built_page_has_its_table(name):
         pytest.fail("there is no site: run `make book` first")
     page = site_checks.parsed(path)
     files = [link["href"] for link in page.select("a.download")]
-    assert len(files) == 2 * (studies.folder() / f"{name}.csv").exists()
+    table = studies.folder() / f"{name}.csv"
+    assert len(files) == 2 * table.exists()
+    packed = [path.parent / href for href in files if href.endswith(".csv.zip")]
+    assert len(packed) == table.exists()
+    for file in packed:
+        pd.testing.assert_frame_equal(pd.read_csv(file.resolve()), pd.read_csv(table))
