@@ -60,14 +60,14 @@ def stage(
         copy = book / path.relative_to(BOOK)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
+        if path.suffix == ".csv":
+            pack(copy)
     for fresh in (*executed, claims):
         shutil.copy2(fresh, book)
     for told in studies_told():
         copy = partial / told.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         shutil.copy2(told, copy)
-        if told.suffix == ".csv":
-            pack(copy)
     shutil.copy2(ROOT / "_toc.yml", partial)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     if repository:
