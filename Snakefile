@@ -101,6 +101,7 @@ rule stage:
         pages=HERE(pages()),
         studies=HERE(studies_told()),
         settings=["_config.yml", "_toc.yml"],
+        programs=["workflow/stage.py", "workflow/claims.py"],
     params:
         repository=repository_url(),
         site=site_url(),
@@ -115,6 +116,8 @@ rule html:
     input:
         f"{OUT}/source",
         "requirements.lock",
+        "workflow/site.py",
+        "workflow/lighten.py",
     output:
         f"{OUT}/html/index.html",
     log:
