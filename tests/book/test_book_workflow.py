@@ -614,6 +614,8 @@ for line in sys.stdin:
         """Start Python in this copy, in a process group of its own and a shell that is hostile."""
         caller = {k: v for k, v in os.environ.items() if not k.startswith(("LIPBOOK", "PYTEST"))}
         hostile = HOSTILE if arguments[0] == "-m" else {}
+        # A shell that starts the tests by "&" has them ignore Ctrl-C, and so would what they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.root,
