@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Of each parameter of one network, by name.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -83,6 +83,61 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     torch.Size([2, 5, 1])
     """
     return torch.baddbmm(bias[:, None], x, weight)
+
+
+class SideBySide(nn.Module):
+    """Dense networks of one shape as one module, each for its own share of a batch.
+
+    Small networks leave a processor idle between the calls for their layers. Side by side, a layer
+    of all of them is one product. The mean loss over the batch is the mean of the networks' own
+    losses: its gradient moves each network as if it were trained alone, up to a factor on which
+    Adam's steps do not depend. What shuffles a batch, as `training.fit_critic` does with the fakes,
+    mixes the shares: they have to be alike.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Sequential
+        As `networks.mlp` makes them, of equal sizes. Their weights are copied.
+
+    Raises
+    ------
+    TypeError
+        If a network has another kind of layer with weights than `nn.Linear` with a bias.
+
+    Examples
+    --------
+    >>> from lipbook.lab.networks import mlp
+    >>> two = [mlp([2, 8, 1]), mlp([2, 8, 1])]
+    >>> x = torch.randn(5, 2)
+    >>> alone = torch.cat([network(x) for network in two])
+    >>> torch.allclose(SideBySide(two)(torch.cat([x, x])), alone, atol=1e-6)
+    True
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential]) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.activations: list[nn.Module | None] = []
+        for same in zip(*networks, strict=True):
+            dense = isinstance(same[0], nn.Linear) and same[0].bias is not None
+            if not dense and any(True for _ in same[0].parameters()):
+                raise TypeError(f"only nn.Linear with a bias may have weights, not {same[0]}")
+            self.activations.append(None if dense else same[0])
+            if dense:
+                self.weights.append(torch.stack([layer.weight.detach().T for layer in same]))
+                self.biases.append(torch.stack([layer.bias.detach() for layer in same]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (networks · n, inputs) to (networks · n, outputs), the first n by the first one."""
+        layers = zip(self.weights, self.biases, strict=True)
+        x = x.reshape(len(self.biases[0]), -1, x.shape[-1])
+        for activation in self.activations:
+            if activation is None:
+                weight, bias = next(layers)
+                x = affine(x, weight, bias)
+            else:
+                x = activation(x)
+        return x.flatten(0, 1)
 
 
 class Adam:

@@ -10,7 +10,8 @@ from torch import nn
 from lipbook._checks import check_labelled
 from lipbook._layers import evaluation_mode
 from lipbook.lab.classification import accuracy, train_classifier
-from lipbook.lab.networks import SideBySide, digits_cnn, mlp, vgg
+from lipbook.lab.networks import digits_cnn, mlp, vgg
+from lipbook.lab.stacked import SideBySide
 from lipbook.wgan import critic_loss, gradient_penalty
 
 BLOBS = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).repeat(20, 1)
