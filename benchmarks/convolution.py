@@ -1,7 +1,9 @@
 """What the norms of convolutions cost and how tight they are, beside ARPACK on the same products.
 
 Time is one call's; memory is by how much the process grew at its highest, in a process of its own
-for each row, and in units of the layer's activations: one input and one output.
+for each row, and in units of the layer's activations: one input and one output. "One product" is
+the convolution of one image and its adjoint, by torch: what its library keeps for itself, no norm
+can save.
 """
 
 from __future__ import annotations
@@ -50,7 +52,17 @@ def arpack(kernel: Tensor, size: int, stride: int) -> float:
     return float(found[0])
 
 
+def products(kernel: Tensor, size: int, stride: int) -> float:
+    """Convolve one image and go back, as every step of the search for a norm does."""
+    padding = kernel.shape[2] // 2
+    image = torch.randn(1, size, size, kernel.shape[1]).movedim(-1, 1)
+    result = F.conv2d(image, kernel, stride=stride, padding=padding)
+    F.conv_transpose2d(result, kernel, stride=stride, padding=padding, output_padding=stride - 1)
+    return float("nan")
+
+
 ROUTES = {
+    "one product": products,
     "conv_spectral_norm": lambda kernel, size, stride: float(
         conv_spectral_norm(kernel, size, stride=stride, padding=kernel.shape[2] // 2)
     ),

@@ -351,8 +351,8 @@ class _Recurrence:
         """Take the next vector in, and return what `top_of_krylov` asks for."""
         before, self.last = self.last, self.rest.div_(self.residual)
         image = self.apply(self.last)
-        if before is not None:
-            image.sub_(before, alpha=self.residual)
+        if before is not None:  # whose memory is used again: an allocator of blocks leaves holes
+            image = torch.sub(image, before, alpha=self.residual, out=before)
         overlap = _dot(self.last, image)
         self.rest = image.sub_(self.last, alpha=overlap)
         self.residual = math.sqrt(_dot(self.rest, self.rest))
@@ -372,8 +372,14 @@ def _dot(x: Tensor, y: Tensor) -> float:
     """Inner product of all entries in float64; a sum in float32 would be wrong by 1e-5."""
     x, y = x.flatten(), y.flatten()
     piece = _PIECE if x.is_cpu else x.numel()  # with no copy as large as an image
-    pairs = zip(x.split(piece), y.split(piece), strict=True)  # type: ignore[no-untyped-call]
-    return math.fsum(float(torch.dot(one.double(), other.double())) for one, other in pairs)
+    copies = x.new_empty(2, min(piece, len(x)), dtype=torch.float64)
+    dots = []
+    for pair in zip(x.split(piece), y.split(piece), strict=True):  # type: ignore[no-untyped-call]
+        one, other = (
+            copy[: len(part)].copy_(part) for copy, part in zip(copies, pair, strict=True)
+        )
+        dots.append(float(torch.dot(one, other)))
+    return math.fsum(dots)
 
 
 def conv_norm_bounds(
