@@ -17,6 +17,8 @@ from threadpoolctl import ThreadpoolController
 
 from lipbook.notebook import runtime
 from workflow import environment
+from workflow.passed import Passed
+from workflow.project import source
 
 # As every step of the build: what a person's shell has set reaches no test and no kernel.
 _clean = environment.cleaned(os.environ) | {"OMP_NUM_THREADS": "1"}
@@ -32,6 +34,9 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
+#: The chapters to leave out.
+KEPT = pytest.StashKey[list[str]]()
+
 #: The pools of threads of what is imported above.
 POOLS = ThreadpoolController()
 
@@ -41,6 +46,40 @@ plugin.setup_coverage = plugin.teardown_coverage = lambda *_: None
 
 # `--doctest-modules` has nothing to look for in Sphinx's extensions and in this file.
 collect_ignore = ["book/_ext", "conftest.py"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test` leave out what it need not run again."""
+    text = "leave out the chapters that passed nbval as they are now"
+    parser.addoption("--keep-chapters", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Look which chapters to leave out, and note which pass; a worker of xdist is told."""
+    config.stash[KEPT] = getattr(config, "workerinput", {}).get("kept", [])
+    if config.option.keep_chapters and not hasattr(config, "workerinput"):
+        passed = Passed()
+        config.pluginmanager.register(passed)
+        config.stash[KEPT] = passed.unchanged()
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist there is none
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker."""
+    node.workerinput["kept"] = node.config.stash[KEPT]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which ones, and how to have them run."""
+    kept = config.stash[KEPT]
+    again = "passed nbval as they are now; `rm -r build/passed` has them run again"
+    return [f"kept: {', '.join(kept)} {again}"] if kept else []
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave them out; None leaves it to the other hooks."""
+    kept = collection_path.stem in config.stash[KEPT]
+    return True if kept and collection_path == source(collection_path.stem) else None
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,18 @@ import yaml
 from nbformat import v4
 
 from workflow import __main__ as command_line
-from workflow import browser, environment, execute, graph, parameters, project, refresh, site, step
+from workflow import (
+    browser,
+    environment,
+    execute,
+    graph,
+    parameters,
+    passed,
+    project,
+    refresh,
+    site,
+    step,
+)
 from workflow import stage as staging
 from workflow.notebooks import faults, normalize, write
 from workflow.project import BUILD, ROOT, WorkflowError, chapters
@@ -130,6 +141,61 @@ def test_a_folder_is_meant_from_where_the_person_stands(book, monkeypatch):
     assert parameters.parse(["image_dir="]) == {"image_dir": ""}
     with pytest.raises(WorkflowError, match=r"image_dir must be a folder, and .*/cats is none"):
         parameters.parse(["image_dir=cats"])
+
+
+# --- which stored notebooks need not pass nbval again
+
+
+def nbval_says(*outcomes: str) -> passed.Passed:
+    """Return what has listened to nbval on the two code cells of a chapter."""
+    listening = passed.Passed()
+    for number, outcome in enumerate(outcomes):
+        for when in ("setup", "call", "teardown"):
+            report = pytest.TestReport(
+                nodeid=f"{project.BOOK / 'tiny.ipynb'}::Cell {number}",
+                location=("", None, ""),
+                keywords={},
+                outcome=outcome if when == "call" else "passed",
+                longrepr=None,
+                when=when,
+            )
+            listening.pytest_runtest_logreport(report)
+    listening.pytest_sessionfinish()
+    return listening
+
+
+def test_what_passed_is_kept_until_something_changes(book, monkeypatch):
+    monkeypatch.setattr(passed, "chapters", lambda: ["tiny"])
+    monkeypatch.setattr(passed, "_FOLDER", book / "passed")
+    monkeypatch.setattr(passed, "ROOT", book)
+    for name in passed._SETTINGS:
+        (book / name).write_text("")
+    write_chapter(book / "tiny.ipynb", "print(1)")
+    assert passed.Passed().unchanged() == []
+    for outcomes in (["passed"], ["passed", "failed"], ["passed", "skipped"]):
+        nbval_says(*outcomes)
+        assert passed.Passed().unchanged() == []
+    nbval_says("passed", "passed")
+    assert passed.Passed().unchanged() == ["tiny"]
+    changes = (
+        lambda: write_chapter(book / "tiny.ipynb", "print(2)"),
+        lambda: (book / "conftest.py").write_text("other = 1"),
+        lambda: monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default"),
+    )
+    for change in changes:
+        change()
+        assert passed.Passed().unchanged() == []
+        nbval_says("passed", "passed")
+        assert passed.Passed().unchanged() == ["tiny"]
+    nbval_says("failed", "passed")
+    assert passed.Passed().unchanged() == []
+
+
+def test_a_stored_notebook_passes_again_with_another_module(book, monkeypatch):
+    write_chapter(book / "tiny.ipynb", "from lipbook import matrix_norms")
+    before = passed.key("tiny")
+    monkeypatch.setattr(passed, "modules_used", lambda _: [])
+    assert passed.key("tiny") != before
 
 
 # --- what a chapter depends on
