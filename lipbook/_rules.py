@@ -23,7 +23,7 @@ _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n
 
 
 class UncertifiedError(TypeError):
-    """A network does something whose effect on distances is not known."""
+    """A network does something whose effect on distances is not known: what, and what to do."""
 
 
 class Move(NamedTuple):

@@ -47,7 +47,17 @@ _ESCAPES = {
 
 
 class Step(NamedTuple):
-    """One operation of a network, in the module `layer`, and the bound from the input to it."""
+    """One operation of a network.
+
+    Attributes
+    ----------
+    layer : str
+        The name of the module that called it.
+    operation : str
+        Its name.
+    bound : float
+        The bound on the network from its input to the result of this operation.
+    """
 
     layer: str
     operation: str

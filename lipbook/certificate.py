@@ -23,10 +23,14 @@ _MARGIN = 1e-6  # above all rounding in float64, and the error of an iterated no
 
 
 class Certificate(NamedTuple):
-    """An upper bound on a network's Lipschitz constant, and how it came about.
+    """What `lipschitz_certificate` returns.
 
-    `steps` has one row for each operation: the layer that called it, its name, and the bound on
-    the network from its input to there.
+    Attributes
+    ----------
+    value : float
+        An upper bound on the network's Lipschitz constant.
+    steps : tuple of Step
+        How it came about, an operation each.
     """
 
     value: float
@@ -79,7 +83,7 @@ def lipschitz_certificate(
     Raises
     ------
     UncertifiedError
-        A TypeError: if the effect of an operation is not known, or depends on the data, or it may
+        A TypeError, to be imported from here: if the effect of an operation is not known, or depends on the data, or it may
         grow without limit.
     TypeError
         If the module cannot be copied or holds no numbers.

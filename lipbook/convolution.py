@@ -473,7 +473,7 @@ def circular_conv_spectral_norm(
     r"""Compute the norm of a circular convolution with stride 1, by Fourier transform.
 
     The transform makes the map block-diagonal with the blocks :math:`F(2πm/N)`, so the largest
-    of their norms is exact (Sedghi et al. 2019). It is *not* an upper bound of the convolution
+    of their norms is exact (Sedghi et al. 2019). It is *not* an upper bound on the convolution
     with zero padding, which mixes the frequencies between those of the grid: there the maximum
     over all ω is (see `conv_norm_bounds`).
 

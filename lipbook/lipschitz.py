@@ -45,7 +45,7 @@ Array = NDArray[np.float64]
 def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     """``‖f(x₁) - f(x₂)‖ / ‖x₁ - x₂‖`` for each pair of rows: what (3) bounds by C.
 
-    Each is a lower bound of the Lipschitz constant, up to rounding: differences of near points have
+    Each is a lower bound on the Lipschitz constant, up to rounding: differences of near points have
     few correct digits, so take f and points in float64 where the last digits count.
 
     Parameters
@@ -95,7 +95,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     Returns
     -------
     float
-        A lower bound of the Lipschitz constant, up to rounding (see `difference_quotients`).
+        A lower bound on the Lipschitz constant, up to rounding (see `difference_quotients`).
 
     Examples
     --------
@@ -151,7 +151,15 @@ def jacobian_norms(f: Function, points: Tensor, *, chunk_size: int | None = None
 
 
 class JacobianMaximum(NamedTuple):
-    """The largest Jacobian norm that an ascent met, and its point, of the shape of one input."""
+    """What `maximize_jacobian_norm` returns.
+
+    Attributes
+    ----------
+    value : float
+        The largest Jacobian norm that the ascent met.
+    point : Tensor
+        Where, of the shape of one input.
+    """
 
     value: float
     point: Tensor
@@ -168,8 +176,8 @@ def maximize_jacobian_norm(
 ) -> JacobianMaximum:
     """Climb the Jacobian norm from several points at once by Adam, for a lower bound.
 
-    The norm of a piecewise linear f is piecewise constant, and no gradient leads anywhere: there
-    the result is the largest over the starts, and more starts make a better one.
+    The norm of a piecewise linear f is piecewise constant, so its gradient is zero and the ascent
+    stays at its starts: the result is the largest over these, and more of them make a better one.
 
     Parameters
     ----------
@@ -403,7 +411,17 @@ def activation_constants() -> dict[str, float]:
 
 
 class Factor(NamedTuple):
-    """One layer of a chain: its name and class, its constant, and the product so far."""
+    """One layer of a chain.
+
+    Attributes
+    ----------
+    layer, type : str
+        Its name in the model, and its class.
+    constant : float
+        Its Lipschitz constant.
+    product : float
+        Of the constants up to this layer.
+    """
 
     layer: str
     type: str
@@ -412,7 +430,15 @@ class Factor(NamedTuple):
 
 
 class ProductBound(NamedTuple):
-    """An upper bound on a Lipschitz constant, and its factors."""
+    """What `layer_product_bound` returns.
+
+    Attributes
+    ----------
+    value : float
+        An upper bound on the Lipschitz constant.
+    factors : tuple of Factor
+        What it is the product of, a layer each.
+    """
 
     value: float
     factors: tuple[Factor, ...]
@@ -425,7 +451,7 @@ def layer_product_bound(
     *,
     constants: Mapping[str | type[nn.Module], float] | None = None,
 ) -> ProductBound:
-    """Multiply the constants of the layers: an upper bound of the constant of the model.
+    """Multiply the constants of the layers: an upper bound on the constant of the model.
 
     The recursion that follows (5): valid for every chain of layers, and rarely attained, because
     the layers stretch different directions most. Affine layers count with the exact norm of their
@@ -517,9 +543,15 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
 class ExactConstant(NamedTuple):
     """The constant of a piecewise linear net on a box, with its pieces.
 
-    `regions` holds the vertices of each piece in order, shape (n_vertices, n_inputs), and `norms`
-    the spectral norm of the net's matrix there. A vertex at infinity, of an unbounded piece, has
-    infinite entries, in its direction.
+    Attributes
+    ----------
+    value : float
+        The largest of the norms.
+    regions : list of array, shape (n_vertices, n_inputs)
+        The vertices of each piece in order. A vertex at infinity, of an unbounded piece, has
+        infinite entries, in its direction.
+    norms : array, shape (n_regions,)
+        The spectral norm of the net's matrix on each piece.
     """
 
     value: float

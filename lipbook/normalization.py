@@ -55,22 +55,22 @@ def spectral_normalize(
     A drop-in for `torch.nn.utils.parametrizations.spectral_norm`: same arguments, buffers,
     ``state_dict``, random draws and warm start, hence the same training up to rounding. Every
     access does `n_power_iterations` steps of (15) from the vectors that the last access in
-    training mode has left, and divides by the estimate, a lower bound of the norm. With
+    training mode has left, and divides by the estimate, a lower bound on the norm. With
     :math:`\bar W = cW/σ` and a loss gradient G with respect to :math:`\bar W`, the gradient with
     respect to W is :math:`c\,(G - ⟨G, W⟩ u v^\top/σ)/σ`: u and v count as constants, and what
     would only lengthen W is taken out of G. Differs from torch's where that one goes wrong:
 
     - A weight with an estimate of at most `eps`, zero say, is left as it is, where torch gives
-      NaN; its gradient passes unchanged, and the vectors are kept. With ``eps=0`` that is NaN
-      again.
-    - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the vectors of the last step, which may
-      be anything; here the steps are done, on copies, once for a weight and its vectors.
-    - Assigning to the weight renews its vectors. If they are another weight's in evaluation mode,
-      because it was overwritten in whatever way, that access finds its own; but not in a graph
-      that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make of it, which
-      cannot depend on values. Vectors may be averaged.
-    - Half precision is normalized in float32, also under autocast. Norms whose square overflows
-      are norms.
+      NaN; its gradient passes unchanged, and the vectors are kept. ``eps=0`` restores torch's
+      NaN.
+    - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
+      another weight; here the steps are done on copies of them, once for each new weight.
+    - Assigning to the weight computes new vectors. If it was overwritten otherwise, the next
+      access in evaluation mode notices and finds new vectors; a graph that `torch.compile`,
+      `torch.export`, `torch.jit.trace` or `torch.func` make of it cannot depend on values, and so
+      cannot notice. Vectors may be averaged, as with weights.
+    - Half precision is normalized in float32, also under autocast. Weights whose squared norm
+      overflows are divided by their norm all the same.
     - Of a complex weight, σ is real in the derivative, too.
     - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
@@ -90,7 +90,8 @@ def spectral_normalize(
         Axis of the outputs, the rows of the matrix: by default 0, or 1 for ``nn.ConvTranspose*d``.
     norm : {"matrix", "operator"}, default "matrix"
         What to divide a convolution by: the norm of its reshaped kernel, as Miyato et al. and the
-        article do, or the norm of its map from images to images (PI7). Dense layers have one norm.
+        article do, or the norm of its map from images to images (PI7), which transposed
+        convolutions do not offer here. Dense layers have one norm.
     input_size : int or tuple of int, optional
         Spatial size of the convolution's input, on which its operator norm depends.
     coefficient : float, default 1.0
@@ -498,7 +499,7 @@ class OrthonormalPenalty(Constraint):
 
 @dataclass(frozen=True)
 class SpectralProjection(Constraint):
-    """`project_spectral_` after every step, as a constraint for `lipbook.wgan`'s trainers.
+    """`project_spectral_` after every step, as a `Constraint` for `lipbook.lab.training`'s loops.
 
     Spectral normalization inside the critic needs none.
 

@@ -34,24 +34,50 @@ _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_k
 
 
 class PowerIteration(NamedTuple):
-    """What `power_iteration` returns: the estimate, its vectors, and how it came about."""
+    """What `power_iteration` returns: the estimate, its vectors, and how it came about.
 
-    sigma: Tensor  #: shape (...), the last estimate of the norm
-    u: Tensor  #: shape (..., m), unit left vector (0 where the start was lost)
-    v: Tensor  #: shape (..., n), unit right vector (0 where the start was lost)
-    history: Tensor | None  #: shape (n_iterations, ...), the estimate after each iteration
+    Attributes
+    ----------
+    sigma : Tensor, shape (...)
+        The last estimate of the norm.
+    u, v : Tensor, shape (..., m) and (..., n)
+        The left and the right unit vector; 0 where the start was lost.
+    history : Tensor, shape (n_iterations, ...), or None
+        The estimate after each iteration, if it was asked for.
+    """
+
+    sigma: Tensor
+    u: Tensor
+    v: Tensor
+    history: Tensor | None
 
 
 class Lanczos(NamedTuple):
-    """What `golub_kahan_lanczos` returns."""
+    """What `golub_kahan_lanczos` returns: the top vector, and how it was found in k steps.
 
-    right: Tensor  #: shape (n,), unit vector that the operator stretches by about its norm
-    tridiagonal: Tensor  #: shape (k, k), float64: its leading blocks hold every earlier estimate
-    converged: bool  #: whether the error bound met `rtol` within `max_steps`
+    Attributes
+    ----------
+    right : Tensor, shape (n,)
+        The unit vector that the operator stretches by about its norm.
+    tridiagonal : Tensor, shape (k, k), float64
+        The operator ``AᵀA`` in the Lanczos basis; its leading blocks hold every earlier estimate.
+    converged : bool
+        Whether the bound on the error met `rtol` within `max_steps`.
+    """
+
+    right: Tensor
+    tridiagonal: Tensor
+    converged: bool
 
 
 class NormBounds(NamedTuple):
-    """A bracket ``lower <= norm <= upper``."""
+    """A bracket ``lower <= norm <= upper``.
+
+    Attributes
+    ----------
+    lower, upper : Tensor, shape (...)
+        In the dtype of the matrix.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -86,7 +112,7 @@ def power_iteration(
         The start: normal entries, the article's all-ones vector, or a tensor that broadcasts to
         shape (..., m) for the two-vector form, to (..., n) for the Gram form.
     form : {"two-vector", "gram"}, default "two-vector"
-        (15) or (13).
+        Equation (15), or equation (13).
     detach : bool, default False
         Whether the gradient takes u and v for constants, and so is exactly ``u vᵀ`` (Miyato et
         al. 2018); otherwise it goes through every step.
@@ -202,7 +228,7 @@ def golub_kahan_lanczos(
     Lanczos on :math:`A^\top A` (Golub & Kahan 1965). Each new vector is orthogonalized against the
     last two, as exact arithmetic would have it, and then against all the earlier ones; in a
     single sweep the rounding errors would grow like :math:`(α/β)^k`. After k steps the estimate
-    is the best in the Krylov space that k - 1 steps of power iteration merely walk through.
+    is the best in the Krylov space of which k - 1 steps of power iteration use the last vector.
 
     A small residual alone proves *some* singular value, perhaps not the top one. The rule here
     bounds the error itself. Let θ be the largest Ritz value of :math:`A^\top A`, s its vector in
@@ -211,8 +237,9 @@ def golub_kahan_lanczos(
     :math:`A^\top A` that is increasing above θ, applied to the start x,
     :math:`|⟨z, y⟩| ≥ |⟨z, x⟩| / |s_1|`. So :math:`\sigma^2 - θ ≤ r |s_1| / δ` whenever
     :math:`|⟨z, x⟩| ≥ δ`, which a uniformly random unit x violates with a probability of at most
-    :math:`δ \sqrt{2n/π}`, whatever the operator; it is set to 0.05 (the same argument from the
-    Lanczos polynomials: Hochstenbach 2013). Rounding adds a few units of the dtype.
+    :math:`δ \sqrt{2n/π}`, whatever the operator; δ is chosen so that this is 0.05 (the same
+    argument from the Lanczos polynomials: Hochstenbach 2013). Rounding adds a few units of the
+    dtype.
 
     Parameters
     ----------
@@ -352,7 +379,7 @@ class KrylovBasis:
 
 
 def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6) -> Tensor:
-    r"""Compute ``‖W‖₂``, the largest singular value, by the fastest route that is exact.
+    r"""Compute ``‖W‖₂``, the largest singular value, by the fastest route that reaches `rtol`.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ alone.
 A weight whose output goes straight into BatchNorm is a weight without a scale: the layer after it
 takes out what the term takes off. There, with λ of 1e-2 or more and momentum, the term shrinks the
 weight until a single step explodes (chapter 2), so leave such weights out, by penalizing the other
-layers only.
+layers only: ``SpectralPenalty(nn.ModuleList([net[3]]))``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SpectralPenalty(nn.Module):
     :math:`2σ u v^\top` with :math:`σu = Wv`, of rank one. The weights move little between two
     calls, and the vectors follow them (Yoshida & Miyato 2017). The value is a lower bound: the
     term itself draws the largest singular values together, and among near ties one step a call
-    sees a part of it, 85 to 90 % in chapter 4, and more steps more. As in torch's
+    sees a part of it, about 86 % in chapter 4, and more steps more. As in torch's
     ``spectral_norm``, the first vectors get fifteen steps, and in evaluation mode they stay as
     they are.
 
@@ -216,10 +216,10 @@ def input_gradient_penalty(
     *,
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """Mean squared length of the loss's gradient in the input: double backpropagation.
+    """Mean squared length of the loss's gradient with respect to the input: double backpropagation.
 
-    The answer to the article's question whether (19) can regularize a supervised model, with the
-    target 0 in place of 1 (Drucker & LeCun 1992; Ross & Doshi-Velez 2018).
+    The older relative of (19) for a supervised model: it takes the gradient of the loss, and
+    brings it to 0 instead of 1 (Drucker & LeCun 1992; Ross & Doshi-Velez 2018). SR4 compares both.
 
     Parameters
     ----------

@@ -583,7 +583,7 @@ class GradientPenalty(Constraint):
     def penalty(
         self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return λ times the penalty; the loops have seen to it that the samples are finite."""
+        """Return λ times the penalty; samples are not checked here, the loops do that."""
         points = _between(real, fake, None, generator)
         return self.strength * _mean_square(critic, points, self.target, self.one_sided)
 
@@ -609,7 +609,7 @@ class R1Penalty(Constraint):
     def penalty(
         self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Return γ times the penalty; the loops have seen to it that the samples are finite."""
+        """Return γ times the penalty; samples are not checked here, the loops do that."""
         return self.strength / 2 * _mean_square(critic, real, 0.0, one_sided=False)
 
 
