@@ -83,8 +83,8 @@ def lipschitz_certificate(
     Raises
     ------
     UncertifiedError
-        A TypeError, to be imported from here: if the effect of an operation is not known, or depends on the data, or it may
-        grow without limit.
+        A TypeError, to be imported from this module: if the effect of an operation is not known,
+        or depends on the data, or it may grow without limit.
     TypeError
         If the module cannot be copied or holds no numbers.
     ValueError
