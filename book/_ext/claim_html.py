@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Iterable
 
-from lipbook.notebook.catalogue import NOT_TESTED, QUESTION, Criterion
+from lipbook.notebook.catalogue import NO_STUDY, NOT_TESTED, QUESTION, Criterion
 from lipbook.notebook.results import Entry, Finding
 
 ARTICLE = "https://kexue.fm/archives/6051"
@@ -134,14 +134,15 @@ def planned(criterion: Criterion) -> str:
     return f'<li>{text(words)} <span class="claim-notes">{notes}</span></li>'
 
 
-def evidence_sentence(counts: dict[str, int]) -> str:
-    """Return how many criteria there are of each kind, and what that means."""
+def evidence_sentence(counts: dict[str, int], early: int) -> str:
+    """Return how many criteria there are of each kind, and how many stood before a measurement."""
     parts = [f"{n} {kind}" for kind, n in counts.items() if n]
     listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
     return (
-        f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A theorem whose"
-        " arithmetic is checked, or a computation without chance, could hardly have gone the other"
-        " way; only the *measured* ones could."
+        f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A proof or a"
+        " computation comes out the same at every seed; the *measured* ones depend on chance, and"
+        f" carry intervals. Of these, {early} were written down before their measurement, the others"
+        " after it; each says which."
     )
 
 
@@ -226,10 +227,23 @@ def _seeds(entry: Entry) -> str:
         return ""
     s = entry.seeds
     low, high = (f"{100 * share:.0f}" for share in (s.low, s.high))
-    words = f"the verdict came out for {s.held} of {s.of}, {low} to {high} %"
+    words = (
+        f"at {s.held} of {s.of} other seeds the verdict was the same (95 % interval of the share:"
+        f" {low} to {high} %)"
+    )
     if s.others:
         words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
+    elif _from_tables(entry):
+        words = (
+            "the measured numbers come from stored tables and do not depend on the chapter's seed"
+        )
     return _paragraph("Other seeds", f"{words}.")
+
+
+def _from_tables(entry: Entry) -> bool:
+    """Whether whatever chance decides was decided when a study's table was measured."""
+    measured = [finding for finding in entry.criteria if finding.kind == "measured"]
+    return bool(entry.studies and measured) and all(f.study != NO_STUDY for f in measured)
 
 
 def _flip(entry: Entry) -> str:

@@ -121,7 +121,8 @@ class Evidence(ClaimsDirective):
     def markdown(self) -> str:
         """Return the sentence."""
         kinds = self.results.evidence()
-        return claim_html.evidence_sentence({k: kinds[k] for k in KINDS_OF_EVIDENCE})
+        counts = {kind: kinds[kind] for kind in KINDS_OF_EVIDENCE}
+        return claim_html.evidence_sentence(counts, self.results.early())
 
 
 class Picture(ClaimsDirective):

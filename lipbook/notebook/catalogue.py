@@ -33,6 +33,8 @@ ANSWERED = "answered"
 NOT_TESTED = "not tested"
 VERDICTS = (HOLDS, CAVEATS, FAILS, NOT_REPRODUCED, UNDECIDED, ANSWERED, NOT_TESTED)
 QUESTION = "open question"
+#: The `study` of a criterion that its chapter measures itself, of a claim with studies besides.
+NO_STUDY = "none"
 KINDS_OF_EVIDENCE = ("proved", "computed", "measured", "published")
 
 _PACKAGE = Path(__file__).parents[1]
@@ -98,7 +100,8 @@ class Criterion(_Entry):
     scale: Scale = "linear"
     """Where the interval is taken: log for ratios and other positive quantities."""
     study: str = ""
-    """The study whose table it is held against, where the claim rests on several."""
+    """The study whose table it is held against, where the claim rests on several; `none` where the
+    claim rests on studies and the chapter measures this one itself."""
     after_the_fact: bool = False
     """Whether the table or the measurement existed before the criterion."""
     changed: tuple[Change, ...] = ()
@@ -197,7 +200,7 @@ class Claim(_Entry):
             raise ValueError(f"two criteria have the id {', '.join(sorted(doubled))}")
         if self.criteria and not any(c.role == "decides" for c in self.criteria):
             raise ValueError("no criterion decides; without one the claim could only fail")
-        known = ("", *self.studies)
+        known = ("", *self.studies, *((NO_STUDY,) if self.studies else ()))
         if astray := [c.study for c in self.criteria if c.study not in known]:
             raise ValueError(f"{astray[0]!r} is none of its studies")
         for needed in self._needed():

@@ -152,6 +152,11 @@ class Results(_Data):
         """Return how many criteria there are of each kind of evidence."""
         return Counter(finding.kind for entry in self.claims for finding in entry.criteria)
 
+    def early(self) -> int:
+        """Return how many measured criteria stood before their measurement."""
+        every = (finding for entry in self.claims for finding in entry.criteria)
+        return sum(f.kind == "measured" and not f.after_the_fact for f in every)
+
 
 def collect(executed: Sequence[Path], stored: Sequence[Path], book: Path) -> Results:
     """Join what is known about every claim of the catalogue.

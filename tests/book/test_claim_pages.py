@@ -86,8 +86,24 @@ def test_a_row_shows_seeds_and_the_planted_world():
     seeds = {"held": 18, "of": 20, "low": 0.7, "high": 0.97, "others": {"undecided": 2}}
     flip = {"world": "Labels are swapped.", "verdict": "undecided", "date": "2026-11-27"}
     text = parsed(claim_html.row(entry(seeds=seeds, flip=flip))).get_text()
-    assert "the verdict came out for 18 of 20, 70 to 97 %; otherwise undecided (2)." in text
+    assert "at 18 of 20 other seeds the verdict was the same" in text
+    assert "(95 % interval of the share: 70 to 97 %); otherwise undecided (2)." in text
     assert "Labels are swapped. The same criteria then say: undecided (2026-11-27)." in text
+
+
+@pytest.mark.parametrize(
+    ("study", "others", "words"),
+    [
+        ("", {}, "come from stored tables"),
+        ("toy", {}, "come from stored tables"),
+        ("none", {}, "at 20 of 20 other seeds"),
+        ("", {"undecided": 1}, "at 20 of 20 other seeds"),
+    ],
+)
+def test_where_tables_have_all_numbers_other_seeds_say_nothing(study, others, words):
+    seeds = {"held": 20, "of": 20, "low": 0.84, "high": 1.0, "others": others}
+    row = claim_html.row(entry({"study": study}, studies=["toy"], seeds=seeds))
+    assert words in parsed(row).get_text()
 
 
 def test_what_is_not_tested_says_why():
@@ -115,8 +131,9 @@ def test_a_review_rates_what_can_be_rated(verdict):
 
 
 def test_the_sentence_about_evidence_counts():
-    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 2})
+    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 2}, 1)
     assert sentence.startswith("The verdicts rest on 3 criteria: 1 proved and 2 measured.")
+    assert "Of these, 1 were written down before" in sentence
 
 
 # --- on the built site
@@ -152,6 +169,11 @@ def test_the_front_page_maps_every_claim_by_letter_and_link():
 def test_the_ledger_has_a_row_a_claim_in_the_articles_order():
     rows = page("ledger").select("details.claim-row")
     assert [row["id"] for row in rows] == [entry.id for entry in built().claims]
+
+
+def test_the_ledger_explains_each_verdict_that_it_has():
+    explained = {term.get_text() for term in page("ledger").select("details dt")}
+    assert set(built().count()) <= explained
 
 
 def test_every_checked_claim_has_a_card_with_its_review():

@@ -165,6 +165,8 @@ def test_a_bad_entry_is_refused(write, entries, message):
         ({"quantity": ""}, "size: quantity: String should have at least 1 character"),
         ({"changed": [{"date": "May"}]}, "size: changed: 0: date: String should match pattern"),
         ({"study": "toy"}, "T1: 'toy' is none of its studies"),
+        ({"study": "non"}, "T1: 'non' is none of its studies"),
+        ({"study": "none"}, "T1: 'none' is none of its studies"),
         ({"unit": "m"}, "size: unit: Extra inputs are not permitted"),
     ],
 )
@@ -238,6 +240,7 @@ def test_a_study_is_held_against_what_names_it_and_what_it_names(write, monkeypa
 
 def test_a_study_is_not_held_against_what_is_another_ones(write, monkeypatch):
     shared = [{**CRITERION, "study": "toy"}, {**CRITERION, "id": "other", "study": "new"}]
+    shared += [{**CRITERION, "id": "live", "study": "none"}]
     path = write({"studies": ["toy", "new"], "criteria": shared})
     monkeypatch.setattr(catalogue, "catalogue_path", lambda: path)
     assert [*catalogue.criteria_for("new")["T1"]] == ["other"]

@@ -92,6 +92,13 @@ def test_claims_and_kinds_of_evidence_are_counted(collect):
     assert (found.count(), found.evidence()) == ({"holds": 1}, {"measured": 1})
 
 
+@pytest.mark.parametrize(
+    ("fields", "early"), [({}, 1), ({"after_the_fact": True}, 0), ({"kind": "computed"}, 0)]
+)
+def test_measured_criteria_that_came_first_are_counted(collect, fields, early):
+    assert collect(entry={"criteria": [{**CRITERION, **fields}]}).early() == early
+
+
 # --- the order of events
 
 STUDIED = {"studies": ["toy"]}
@@ -135,6 +142,12 @@ def test_a_later_study_does_not_hide_that_a_criterion_came_after_its_own_table(c
     entry = {**STUDIED, "studies": ["toy", "new"], "criteria": [{**CRITERION, "study": "toy"}]}
     (found,) = collect(entry=entry, toy=TABLE, new={**TABLE, **knows}).claims
     assert [(one.study, one.order) for one in found.criteria[0].stated] == [("toy", "after")]
+
+
+def test_what_the_chapter_measures_itself_is_held_against_no_table(collect):
+    entry = {**STUDIED, "criteria": [{**CRITERION, "study": "none"}]}
+    (found,) = collect(entry=entry, toy=TABLE).claims
+    assert found.criteria[0].stated == ()
 
 
 def test_only_what_is_measured_could_come_before_its_table(collect):
