@@ -268,6 +268,7 @@ def _access_faults(page: Page) -> Iterator[str]:
 
 #: Of code, too, a token of each kind is enough, of thousands; one in a link has the link's line.
 _PREPARE_FOR_AXE = """() => {
+  document.activeElement.blur(); // the theme's tooltips stand in no landmark
   document.querySelectorAll("mjx-container").forEach((formula) => formula.remove());
   document.querySelectorAll("article details").forEach((fold) => (fold.open = true));
   const kinds = new Set();

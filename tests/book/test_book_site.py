@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
 import site_checks
 import yaml
+from playwright.sync_api import expect
 
 import lipbook
 from workflow import stage as staging
@@ -171,6 +173,78 @@ def test_the_place_of_the_keyboard_is_seen(browser, name):
         assert page.evaluate(UNSEEN) == []
         page.add_style_tag(content=":is(a, #x):focus-visible { outline: none !important }")
         assert page.evaluate(UNSEEN) != []
+
+
+@contextmanager
+def read_by_key(browser, width):
+    """Open a chapter with its formulas set, as wide as a desk or a phone has it."""
+    address = (SITE / BOOK.name / f"{chapters()[0]}.html").as_uri()
+    with site_checks.opened(browser, address) as (page, _):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("() => window.MathJax.startup.promise.then(() => null)")
+        yield page
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_skip_link_leads_to_the_text(browser, width):
+    with read_by_key(browser, width) as page:
+        for key in ("Tab", "Enter", "Tab"):
+            page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.closest('article') !== null")
+
+
+#: The formulas that the keyboard reaches, and those that scroll: on a phone there are some.
+STOPS = """() => {
+  const formulas = [...document.querySelectorAll("mjx-container")];
+  const reached = (formula) => formula.tabIndex === 0;
+  const scrolls = (formula) => formula.scrollWidth > formula.clientWidth;
+  const blocks = formulas.filter((formula) => formula.matches("[display]"));
+  const both = [formulas.filter(reached), blocks.filter(scrolls)];
+  return both.map((some) => some.map((formula) => formula.textContent));
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_of_the_formulas_the_keyboard_reaches_those_that_scroll(browser, width):
+    with read_by_key(browser, width) as page:
+        page.add_style_tag(content=".bd-content { font-size: 150% }")
+        page.wait_for_timeout(500)
+        reached, scrolling = page.evaluate(STOPS)
+        assert reached == scrolling
+        assert any(reached) == (width == 390)
+
+
+@pytest.mark.parametrize(
+    ("width", "button"),
+    [
+        (390, ".primary-toggle"),
+        (390, ".search-button"),
+        (390, ".secondary-toggle"),
+        (390, ".theme-switch-button"),
+        (1400, ".primary-toggle"),
+        (1400, ".theme-switch-button"),
+    ],
+)
+def test_the_keyboard_keeps_its_place_at_a_button(browser, width, button):
+    """It stays in the panel that the button opens, and is at the button again when Esc shuts it."""
+    with read_by_key(browser, width) as page:
+        pressed = page.locator(f"{button}:visible").first
+        pressed.focus()
+        page.keyboard.press("Enter")
+        if width == 390 and button != ".theme-switch-button":
+            page.locator("dialog[open]").wait_for()
+            for _ in range(3):
+                page.keyboard.press("Tab")
+                assert page.evaluate("document.activeElement.matches('dialog[open] *')")
+            page.keyboard.press("Escape")
+        expect(pressed).to_be_focused()
+
+
+def test_a_mouse_leaves_no_ring_on_a_button(browser):
+    with read_by_key(browser, 1400) as page:
+        page.locator(".theme-switch-button:visible").first.click()
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.activeElement === document.body")
 
 
 def search(browser, term):
