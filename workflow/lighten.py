@@ -28,17 +28,24 @@ _FONTS = {
     "fa-brands-400.woff2": {"fab", "fa-brands"},
     "fa-regular-400.woff2": {"far", "fa-regular"},
 }
+#: Code as Pygments writes it: a token's class and text, and the rule of its colour in one theme.
+_CODE = re.compile(r"<pre>.*?</pre>", re.DOTALL)
+_TOKEN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
+_COLOUR = re.compile(
+    r"^(\S+) \.highlight(?: \.(\w+))? \{ (?:background: \S+ )?(color: \S+) \}", re.M
+)
 _VISIBLE = 2.0  # mean difference of a channel, of 255, from which on a picture keeps its colours
 
 
 def lighten(site: Path) -> None:
-    """Remove unused files, and repaint pictures."""
+    """Remove unused files, icons and marks of code, and repaint pictures."""
     for pattern in _NAMED:
         for path in list((site / "_static").glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in unused(site):
         (site / name).unlink()
     keep_icons(site)
+    keep_colours(site)
     for path in (site / "_images").glob("*.png"):
         repaint(path)
 
@@ -62,6 +69,19 @@ def keep_icons(site: Path) -> None:
         if not classes & asking:  # "far" is also a word
             for font in static.rglob(name):
                 font.unlink()
+
+
+def keep_colours(site: Path) -> None:
+    """Leave unmarked the tokens of code that have the colour of the text around them: a half."""
+    rules = _COLOUR.findall((site / "_static" / "pygments.css").read_text(encoding="utf-8"))
+    base = {theme: colour for theme, token, colour in rules if not token}
+    seen = {token for theme, token, colour in rules if colour != base[theme]}
+    plain = {token for _, token, _ in rules} - seen
+
+    def unmarked(token: re.Match[str]) -> str:
+        return token[2] if token[1] in plain else token[0]
+
+    _rewrite(site.rglob("*.html"), _CODE, lambda code: _TOKEN.sub(unmarked, code[0]))
 
 
 def _rewrite(

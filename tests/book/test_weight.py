@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflow.lighten import keep_icons, repaint
+from workflow.lighten import keep_colours, keep_icons, repaint
 from workflow.project import CHECKED
 from workflow.weigh import MOST, MOST_A_PAGE, weigh
 
@@ -77,6 +77,29 @@ def test_icons_that_no_page_shows_leave_script_style_and_fonts(tmp_path):
     assert script.read_text() == f"var p={{{moon_of_script},}};done()"
     assert style.read_text() == f"p{{}}{moon}.fa-lg{{}}"
     assert [font.exists() for font in fonts] == [False, True]
+
+
+def test_tokens_with_the_colour_of_the_text_are_not_marked(tmp_path):
+    site = small_site(tmp_path / "site")
+    rules = [
+        "{ background: #fff; color: #080808 }",
+        ".n { color: #080808 }",
+        ".p { color: #080808 }",
+    ]
+    rules += [".k { color: #6730C5 }", ".gs { color: #080808; font-weight: bold }"]
+    dark = ["{ background: #222; color: #eee }", ".n { color: #eee }", ".p { color: #abc }"]
+    dark += [".k { color: #DCC6E0 }"]
+    themed = [("light", rule) for rule in rules] + [("dark", rule) for rule in dark]
+    (site / "_static" / "pygments.css").write_text(
+        "\n".join(
+            f'html[data-theme="{theme}"] .highlight {rule} /* A kind */' for theme, rule in themed
+        )
+    )
+    kept = '<span class="p">.</span><span class="k">def</span><span class="gs">!</span>'
+    page, name = site / "index.html", '<span class="n">f</span>'
+    page.write_text(f"{name}<pre>{name}{kept}</pre>")
+    keep_colours(site)
+    assert page.read_text() == f"{name}<pre>f{kept}</pre>"
 
 
 def picture(path: Path, pixels: np.ndarray) -> Path:
