@@ -81,7 +81,7 @@ links: book ## ask every address outside of the site that a page names
 
 audit: ## look for known vulnerabilities in what requirements.lock pins
 	$(call quote,$(PYTHON)) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit
-	build/audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
 	@for name in $(foreach name,$(BENCH),$(call quote,$(name))); do OMP_NUM_THREADS=1 $(RUN) -m "benchmarks.$$name" || exit 1; done

@@ -149,8 +149,8 @@ def costs(root: Path) -> str:
         each, whole, thousand, _ = spent(study)
         where = study.facts.get("device", "one core, CPU").removesuffix(" 80GB HBM3")
         lines.append(
-            f"| [{path.stem}]({path.stem}.md) | {where} | {study.facts['cells']:,} | {each:.2g} |"
-            f" {_time(whole)} | {_time(thousand)} |"
+            f"| [{path.stem}]({path.stem}.md) | {where} | {study.facts['cells']:,} |"
+            f" {float(f'{each:.2g}'):g} | {_time(whole)} | {_time(thousand)} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The book on paper: two pages of the built site printed, and what could be cut looked for."""
+"""The book on paper: pages of the built site printed, and what could be cut looked for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from workflow import paper
 from workflow.project import CHECKED
 
 SITE = CHECKED / "html"
-NAMES = ["book/02_matrix_norms", "book/notation"]
-TITLES = ["2. Matrix norms", "Notation"]
+PAGES = {
+    "book/02_matrix_norms": "2. Matrix norms",
+    "book/notation": "Notation",
+    "book/studies/index": "The long studies",
+    "book/api/lipschitz": "Lipschitz constants of functions and chains",
+}
+NAMES, TITLES = list(PAGES), list(PAGES.values())
 #: As beforeprint finds the page, and what then reaches over the edge of the paper or lies hidden.
 CUT = """() => {
   dispatchEvent(new Event("beforeprint"));
@@ -32,7 +37,7 @@ CUT = """() => {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> PdfReader:
-    target = tmp_path_factory.mktemp("paper") / "two.pdf"
+    target = tmp_path_factory.mktemp("paper") / "some.pdf"
     sheets = paper.print_pages(browser, SITE, target, NAMES)
     reader = PdfReader(target)
     assert sheets == len(reader.pages)
@@ -81,7 +86,16 @@ def test_no_sheet_is_left_empty_for_words(printed, texts):
     lines = [text.split("\n") for text in texts]
     for here, following, sheet in zip(lines, lines[1:], printed.pages[1:], strict=False):
         begins = {"Contents", *TITLES}.intersection(following[:2])
+        assert len(here) > 1, "on this sheet there is its number alone"
         assert len(here) > 12 or begins or len(sheet.images) > 0, here
+
+
+def test_no_heading_is_the_last_on_a_sheet(texts):
+    """So stood the first line of a function's parameters, which the theme lays out as a grid."""
+    words = [[line for line in text.split("\n") if not line.strip().isdigit()] for text in texts]
+    headings = {"Parameters:", "Returns:", "Return type:", "Raises:", "Examples"}
+    assert headings.isdisjoint(lines[-1].strip() for lines in words)
+    assert headings <= {line.strip() for lines in words for line in lines}
 
 
 @pytest.fixture
