@@ -18,7 +18,7 @@ PAGES = {
     "book/02_matrix_norms": "2. Matrix norms",
     "book/notation": "Notation",
     "book/studies/index": "The long studies",
-    "book/api/lipschitz": "Lipschitz constants of functions and chains",
+    "book/api/wgan": "Losses and constraints of a critic",
 }
 NAMES, TITLES = list(PAGES), list(PAGES.values())
 #: As beforeprint finds the page, and what then reaches over the edge of the paper or lies hidden.
