@@ -141,8 +141,8 @@ def evidence_sentence(counts: dict[str, int], early: int) -> str:
     return (
         f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A proof or a"
         " computation comes out the same at every seed; the *measured* ones depend on chance, and"
-        f" carry intervals. Of these, {early} were written down before their measurement, the others"
-        " after it; each says which."
+        f" carry intervals. Of these, {early} were written down before their measurement, the"
+        " others after it; each says which."
     )
 
 
