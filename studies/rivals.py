@@ -7,12 +7,13 @@ kind: Wasserstein and hinge loss, five critic steps for each of the generator or
 For each of these (a *block* is data, loss and schedule) every method is given the same effort:
 three strengths times five pairs of step sizes (four corners and the centre of a square), four
 tuning seeds, short runs. The setting with the least mean logarithm of the last Fréchet distance is
-then trained ten (digits) or five (faces) test seeds long; `cells` chooses it from the rows of the
-tuning part, nobody types it. The distance is that of `lipbook.lab.fidelity.Yardstick`.
+then trained ten (digits) or five (faces) test seeds long; it is computed from the rows of the
+tuning part, and nobody types it. The distance is that of the study `yardstick`.
 
 What "fewer steps" means was decided before the first test seed was run, and stands in the
 catalogue: seed by seed, the logarithm of the ratio of the steps to a level, which is a multiple of
-the larger of the two methods' mean last distances (`LEVELS`; the verdict is taken at 1.25).
+the larger of the two methods' mean last distances (1.1, 1.25, 1.5 or 2; the verdict is taken at
+1.25).
 
 Cost, guessed before the run: a cycle takes 0.6 (one critic step) to 3.5 ms (five, with a penalty)
 in a graph on an H100, and a dozen processes share it. A block of digits is 240 tuning runs of a

@@ -6,9 +6,10 @@ counts is the distance to held-out samples along the way: W₁ for the Gaussians
 Fréchet distance between the features of a classifier.
 
 Decided before the table was measured: a method needs fewer steps than another (SP5) if it takes
-fewer to 1.25 times the larger of their mean last distances (`steps_to`); it ends better if its last
-distances are smaller; a division repairs another (SP8) if it ends better, each at its best step
-sizes. All of it over the test seeds.
+fewer to 1.25 times the larger of their mean last distances; it ends better if its last distances
+are smaller; a division repairs another (SP8) if it ends better, each at its best step sizes. All of
+it over the test seeds. The rule stood here before; the entries of the catalogue, with their bounds,
+were written after the table.
 """
 
 from __future__ import annotations

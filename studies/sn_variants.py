@@ -6,8 +6,8 @@ ReLU shortens gradients: here `GroupSort`, which does not, sorts pairs of channe
 third variant has both.
 
 Decided before a cell on a test seed was measured: a guess is right as far as the variant takes
-fewer steps than SN of `sn_photographs`, or ends nearer, as `sn_generation.compared` counts, over
-the same ten seeds, each at the setting that is best on the tuning seeds.
+fewer steps than SN of `sn_photographs`, or ends nearer, as `sn_generation` counts, over the
+same ten seeds, each at the setting that is best on the tuning seeds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Chapter 5's study of many classes: whether the penalty fails there, and through its pairing.
 
 Every class is one and the same task: its real samples lie at a centre, its fakes a distance
-`SHIFT` away in a direction of its own, and the centres lie `SPACING` apart. The samples are shared
-out among the classes; nothing else changes with their number. First a critic is trained between
+of 2 away in a direction of its own, and the centres lie 10 apart. The samples are shared out among
+the classes; nothing else changes with their number. First a critic is trained between
 the two fixed samples; then the fakes, as free points, follow it, with four updates of the critic to
 one of theirs.
 

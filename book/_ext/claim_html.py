@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 
 from lipbook.notebook.catalogue import NO_STUDY, NOT_TESTED, QUESTION, Criterion
-from lipbook.notebook.results import Entry, Finding
+from lipbook.notebook.results import Entry, Finding, Stated
 
 ARTICLE = "https://kexue.fm/archives/6051"
 _ROLES = {
@@ -109,8 +109,11 @@ def details(entry: Entry) -> str:
     return "".join(parts)
 
 
-def criterion(finding: Finding) -> str:
-    """Return one criterion as an item of a list: its number, its bound, its kind, its outcome."""
+def criterion(finding: Finding, ordered: bool = True) -> str:
+    """Return one criterion as an item of a list: its number, its bound, its kind, its outcome.
+
+    Unless `ordered`, it does not say how it and its tables came after one another.
+    """
     words = finding.text or f"{finding.quantity} {finding.rule}"
     notes = [finding.kind]
     if finding.scale == "log":
@@ -118,13 +121,19 @@ def criterion(finding: Finding) -> str:
     if finding.p is not None:
         notes.append(f"p {_p(finding.p)} after Holm")
     notes.append(_STATES[finding.state])
-    notes += [_ORDERS[s.order].format(**s.model_dump()) for s in finding.stated]
+    if ordered:
+        notes += [came_about(stated) for stated in finding.stated]
     if finding.after_the_fact and not any(s.order == "after" for s in finding.stated):
         notes.append("stated after the fact")
     notes += [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
     if finding.source:
         notes.append(finding.source)
     return f'<li>{text(words)} <span class="claim-notes">{text("; ".join(notes))}</span></li>'
+
+
+def came_about(stated: Stated) -> str:
+    """Return how a criterion and a table came after one another."""
+    return _ORDERS[stated.order].format(**stated.model_dump())
 
 
 def planned(criterion: Criterion) -> str:

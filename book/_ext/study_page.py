@@ -1,7 +1,8 @@
-"""The page of a long study: how it was made, what it is held against, its table, its cost.
+"""The page of a long study: what came out, how it was made, its criteria, its table, its cost.
 
 ``{study} name`` writes it from the study's docstring, the claims and the table with its provenance;
-``{study-costs}`` lists what a cell of each costs. A study without a table says so.
+``{study-costs}`` lists what each asks and costs, ``{study-full-width}`` what the article's own
+example would. A study without a table says so.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +24,10 @@ from lipbook.notebook.results import Entry, Results
 
 #: Facts of a provenance that are shown otherwise.
 _ELSEWHERE = ("cells", "rows", "code", "criteria")
+#: What some facts are called on the page.
+_LABELS = {"MPS": "shared by CUDA MPS", "cells that did not end": "runs cut off"}
 _SHOWN = 8  #: texts of a column that are listed one by one
-
+_TUNING = 100  #: the first of the seeds on which settings are chosen, in every study
 
 #: From how many seconds on a unit is taken, and how many it has.
 _UNITS = ((5400, 3600, "h"), (90, 60, "min"), (0, 1, "s"))
@@ -54,24 +58,23 @@ def read(root: Path, name: str) -> Study:
     if not source.exists():
         raise ExtensionError(f"there is no study {name!r}: {source} is missing")
     module = ast.parse(source.read_text(encoding="utf-8"))
-    functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
-    takes = functions.get("watch", functions.get("measure"))
     path = root / "book" / "studies" / f"{name}.csv"
     there = path.exists()
     return Study(
         name=name,
         protocol=ast.get_docstring(module) or "",
         claims=_constant(module, "CLAIMS"),
-        cells=tuple(arg.arg for arg in takes.args.args) if takes else (),
+        cells=_taken(root, module),
         table=pd.read_csv(path) if there else None,
         facts=json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if there else {},
     )
 
 
-def protocol(text: str) -> str:
-    """Return a docstring as Markdown: literals in single backticks, no roles."""
+def protocol(text: str, others: Container[str] = ()) -> str:
+    """Return a docstring as Markdown: no roles, and the names of `others` lead to their pages."""
     text = re.sub(r":[a-z]+:(?=`)", "", text)
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"`(\w+)`", lambda m: _page(m[1]) if m[1] in others else m[0], text)
 
 
 def columns(study: Study) -> str:
@@ -88,10 +91,12 @@ def provenance(study: Study) -> str:
     """Return when, where and by what the table was measured, as a Markdown table."""
     facts = {key: value for key, value in study.facts.items() if key not in _ELSEWHERE}
     facts["measured"] = facts["measured"][:10]
+    if "commit" in facts:
+        facts["commit"] = facts["commit"][:10]
     if (criteria := study.facts.get("criteria")) and criteria["digests"]:
         facts["criteria stated in"] = f"commit {criteria['commit'][:10]}"
     facts["code"] = f"{len(study.facts['code'])} definitions, each with its digest"
-    rows = [f"| {key} | {value} |" for key, value in facts.items()]
+    rows = [f"| {_LABELS.get(key, key)} | {_said(value)} |" for key, value in facts.items()]
     return "\n".join(["| fact | of this table |", "| :-- | :-- |", *rows])
 
 
@@ -102,33 +107,50 @@ def seconds_a_cell(facts: dict[str, Any]) -> float:
 
 
 class Cost(NamedTuple):
-    """Seconds of a cell, of all of them, and of a thousand seeds of every cell."""
+    """Seconds of a cell, of all of them, and of a thousand seeds of every cell, if it has seeds."""
 
     each: float
     whole: float
-    thousand: float
-    seeds: int  #: that the table has
+    thousand: float | None
+    seeds: int  #: on which the table tests; a run of a stack is one
 
 
 def spent(study: Study) -> Cost:
     """Return what a study's table cost."""
     assert study.table is not None
-    seeds = study.table["seed"].nunique()
+    seeds = _tested(study.table)
     each = seconds_a_cell(study.facts)
     whole = each * study.facts["cells"]
-    return Cost(each, whole, whole / seeds * 1000, seeds)
+    return Cost(each, whole, whole / seeds * 1000 if seeds > 1 else None, seeds)
 
 
 def cost(study: Study) -> str:
     """Return a sentence on what a cell cost, and what a thousand seeds would."""
     facts, (each, whole, thousand, seeds) = study.facts, spent(study)
     who = "of one core"
-    if "device" in facts:
-        who = f"of one of the {facts['workers']} workers on an {facts['device']}"
-    return (
+    if (device := _device(facts)) != "CPU":
+        several = facts["workers"] > 1
+        who = f"of one of the {facts['workers']} workers on one {device}"
+        who = who if several else f"alone on one {device}"
+    told = (
         f"A cell took {_time(each)} {who} in the mean, the {facts['cells']:,} cells {_time(whole)}."
-        f" A thousand seeds of every cell, where the table has {seeds}, would take"
+    )
+    if thousand is None:
+        return told
+    return (
+        f"{told} A thousand seeds of every cell, where the table has {seeds}, would take"
         f" {_time(thousand)}."
+    )
+
+
+def answers(study: Study, results: Results) -> str:
+    """Return what the claims that rest on a study say that came out, as HTML."""
+    return "".join(
+        f'<p><a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
+        f" {claim_html.text(entry.says)} <strong>{entry.verdict}</strong>."
+        f" {claim_html.text(entry.finding)}</p>"
+        for entry in results.claims
+        if study.name in entry.studies
     )
 
 
@@ -138,19 +160,21 @@ def criteria(study: Study, results: Results) -> str:
     return "".join(found) or "<p>No claim is judged by this table alone.</p>"
 
 
-def costs(root: Path) -> str:
-    """Return a Markdown table of the cost of each study that has a table."""
+def costs(root: Path, results: Results) -> str:
+    """Return a Markdown table: what each study asks, what it took, and what rests on it."""
     lines = [
-        "| study | measured on | cells | seconds a cell | the whole | 1,000 seeds |",
-        "| :-- | :-- | --: | --: | --: | --: |",
+        "| question | the whole | claims | on | cells | a cell | 1,000 seeds |",
+        "| :-- | --: | :-- | :-- | --: | --: | --: |",
     ]
     for path in sorted((root / "book" / "studies").glob("*.json")):
         study = read(root, path.stem)
         each, whole, thousand, _ = spent(study)
-        where = study.facts.get("device", "one core, CPU").removesuffix(" 80GB HBM3")
+        resting = [entry for entry in results.claims if study.name in entry.studies]
+        claims = ", ".join(f"{entry.id} {entry.verdict}" for entry in resting) or "–"
         lines.append(
-            f"| [{path.stem}]({path.stem}.md) | {where} | {study.facts['cells']:,} |"
-            f" {float(f'{each:.2g}'):g} | {_time(whole)} | {_time(thousand)} |"
+            f"| [{_title(path)}]({path.stem}.md) | {_time(whole)} | {claims} |"
+            f" {_device(study.facts)} | {study.facts['cells']:,} | {_time(each)} |"
+            f" {_time(thousand) if thousand else '–'} |"
         )
     return "\n".join(lines)
 
@@ -162,7 +186,7 @@ def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
     core = known["faces, quarter", "one core"]
     run = 5 * steps / 1000  # of five critic steps each; milliseconds become seconds
     return (
-        "The article's own width is four times that of the study of {doc}`the two panels <panels>`."
+        "The article's own width is four times that of this study."
         " By {doc}`the step times <step_times>` a critic's step with normalized weights takes"
         f" {quarter:.2g} ms on an H100, as one graph, at a quarter of the width, and"
         f" {article:.2g} ms at full width. One run of {steps:,} generator steps, with five critic"
@@ -174,11 +198,13 @@ def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
     )
 
 
-def markdown(study: Study, results: Results) -> str:
+def markdown(study: Study, results: Results, others: Container[str] = ()) -> str:
     """Return the text of a study's page."""
     # Headings first and last: docutils puts text without one after the sections.
+    answer = answers(study, results)
     told = (
-        f"## The protocol\n\n{protocol(study.protocol)}\n\n"
+        (f"## What came out\n\n{answer}\n\n" if answer and study.table is not None else "")
+        + f"## The protocol\n\n{protocol(study.protocol, others)}\n\n"
         f"## What it is held against\n\n{criteria(study, results)}"
     )
     if study.table is None:
@@ -196,9 +222,8 @@ def markdown(study: Study, results: Results) -> str:
             "## The table",
             f"{size}: {{download}}`{name}.csv.zip <{name}.csv.zip>`.",
             columns(study),
-            "## How it came about",
-            provenance(study),
             f"{cost(study)} {again} {{download}}`{name}.json <{name}.json>` has every digest.",
+            f":::{{dropdown}} How it came about\n{provenance(study)}\n:::",
         ]
     )
 
@@ -213,16 +238,60 @@ class StudyPage(ClaimsDirective):
         root, name = self.book.parent, self.arguments[0]
         for path in (root / "studies" / f"{name}.py", self.book / "studies" / f"{name}.csv"):
             self.env.note_dependency(str(path))
-        return markdown(read(root, name), self.results)
+        others = {path.stem for path in (self.book / "studies").glob("*.md")} - {name}
+        return markdown(read(root, name), self.results, others)
 
 
 class StudyCosts(ClaimsDirective):
-    """What a cell of each study costs."""
+    """What each study asks and costs."""
 
     def markdown(self) -> str:
         """Return a table."""
-        times = read(self.book.parent, "step_times").table
-        return f"{costs(self.book.parent)}\n\n{full_width(times)}"
+        return costs(self.book.parent, self.results)
+
+
+class FullWidth(ClaimsDirective):
+    """What the article's own example would take."""
+
+    def markdown(self) -> str:
+        """Return a paragraph."""
+        return full_width(read(self.book.parent, "step_times").table)
+
+
+def _taken(root: Path, module: ast.Module) -> tuple[str, ...]:
+    """Return what a study's cells set, by the function that measures one, maybe another study's."""
+    functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
+    if takes := functions.get("watch", functions.get("measure")):
+        return tuple(arg.arg for arg in takes.args.args)
+    for node in module.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "measure":
+            return read(root, ast.unparse(node.value).partition(".")[0]).cells
+    return ()
+
+
+def _tested(table: pd.DataFrame) -> int:
+    """Return on how many seeds a table tests, those left out on which settings were chosen."""
+    if "part" in table:
+        table = table[table["part"] == "test"]
+    seeds = table["run" if "run" in table else "seed"]
+    return seeds[seeds < _TUNING].nunique()
+
+
+def _device(facts: dict[str, Any]) -> str:
+    return str(facts.get("device", "CPU")).removesuffix(" 80GB HBM3")
+
+
+def _title(table: Path) -> str:
+    """Return the heading of a study's page."""
+    return table.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _page(name: str) -> str:
+    return f"[`{name}`]({name}.md)"
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _constant(module: ast.Module, name: str) -> tuple[str, ...]:
@@ -257,7 +326,9 @@ def _concerns(entry: Entry, study: Study) -> bool:
 def _of_claim(entry: Entry, study: Study) -> str:
     """Return a claim with those of its criteria that are about the study's table."""
     about = [f for f in entry.criteria if study.name in {s.study for s in f.stated}]
-    items = "".join(map(claim_html.criterion, about))
+    orders = {claim_html.came_about(s) for f in about for s in f.stated}
+    items = "".join(claim_html.criterion(f, ordered=len(orders) > 1) for f in about)
+    when = f" Each was {orders.pop()}." if len(orders) == 1 else ""
     if entry.planned and entry.id in study.claims:
         later = [c for c in entry.planned if c.study in ("", study.name)]
         items += "".join(map(claim_html.planned, later))
@@ -265,7 +336,7 @@ def _of_claim(entry: Entry, study: Study) -> str:
     shared = f" It also rests on {', '.join(others)}." if others else ""
     return (
         f'<p><a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
-        f" {claim_html.text(entry.says)} <strong>{entry.verdict}</strong>.{shared}</p>"
+        f" {claim_html.text(entry.says)} <strong>{entry.verdict}</strong>.{when}{shared}</p>"
         f"<ul>{items}</ul>"
     )
 
@@ -280,4 +351,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("study", StudyPage)
     app.add_directive("study-costs", StudyCosts)
+    app.add_directive("study-full-width", FullWidth)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

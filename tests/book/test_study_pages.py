@@ -68,7 +68,9 @@ def test_a_page_tells_protocol_criteria_table_and_origin(root):
     assert "| checked again | 2 cells on 2026-11-28 |" in text
     assert "| code | 2 definitions, each with its digest |" in text
     shown = BeautifulSoup(text, "html.parser").get_text()
-    assert "size < 1 measured; not measured; stated after the table of toy was measured" in shown
+    assert "Each was stated after the table of toy was measured on 2026-11-27." in shown
+    assert "size < 1 measured; not measured" in shown
+    assert shown.count("stated after") == 1
     assert "elsewhere" not in shown
 
 
@@ -78,15 +80,62 @@ def test_a_page_tells_protocol_criteria_table_and_origin(root):
         ({}, "3 s of one core in the mean, the 4 cells 12 s. A thousand seeds of every cell"),
         ({}, "where the table has 2, would take 1.7 h."),
         (
-            {"device": "a card", "workers": 3, "minutes of all workers": 40},
-            "10 min of one of the 3 workers on an a card in the mean, the 4 cells 40 min",
+            {"device": "A100", "workers": 3, "minutes of all workers": 40},
+            "10 min of one of the 3 workers on one A100 in the mean, the 4 cells 40 min",
         ),
+        (
+            {"device": "A100", "workers": 1, "minutes of all workers": 40},
+            "10 min alone on one A100 in the mean",
+        ),
+        ({"device": "CPU", "workers": 2, "minutes of all workers": 40}, "10 min of one core in"),
     ],
 )
 def test_a_page_tells_the_cost(root, facts, words):
     known = {k: v for k, v in FACTS.items() if not (facts and k == "minutes on one core")}
     (root / "book" / "studies" / "toy.json").write_text(json.dumps(known | facts))
     assert words in told(root)
+
+
+@pytest.mark.parametrize(
+    ("runs", "seeds"),
+    [
+        ({"seed": [0, 1, 2, 100, 101]}, 3),
+        ({"seed": [0, 0, 0, 0], "run": [0, 1, 2, 100]}, 3),
+        ({"part": ["tuning", "probe", "test"], "seed": [1, 2, 3]}, 1),
+        ({"part": ["equal"], "seed": [0]}, 0),
+    ],
+)
+def test_a_thousand_seeds_are_counted_from_those_that_test(root, runs, seeds):
+    pd.DataFrame(runs).to_csv(root / "book" / "studies" / "toy.csv", index=False)
+    found = study_page.spent(study_page.read(root, "toy"))
+    expected = pytest.approx(12 / seeds * 1000) if seeds > 1 else None
+    assert (found.seeds, found.thousand) == (seeds, expected)
+
+
+def test_a_study_may_measure_as_another_does(root):
+    text = "from studies import toy\n\nmeasure = toy.watch\n"
+    (root / "studies" / "twin.py").write_text(text)
+    assert study_page.read(root, "twin").cells == ("kind", "seed")
+
+
+def test_the_name_of_another_study_leads_to_its_page():
+    assert study_page.protocol("As ``toy``, not `other`.", {"toy"}) == (
+        "As [`toy`](toy.md), not `other`."
+    )
+
+
+def test_a_page_begins_with_what_came_out(root):
+    text = told(root, finding="They are a ball's size.")
+    assert text.startswith("## What came out\n")
+    shown = BeautifulSoup(text, "html.parser").get_text()
+    assert "T1 Toys are small. holds. They are a ball's size." in shown
+
+
+def test_the_costs_have_questions_claims_and_a_person_s_numbers(root):
+    (root / "book" / "studies" / "toy.md").write_text("# How large are toys?\n")
+    entry = results.Entry(**{**ENTRY, "studies": ["toy"], "criteria": []})
+    row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-1]
+    assert row == "| [How large are toys?](toy.md) | 12 s | T1 holds | CPU | 4 | 3 s | 1.7 h |"
 
 
 def test_without_a_table_a_page_says_so_and_what_waits(root):
