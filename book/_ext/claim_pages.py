@@ -1,14 +1,15 @@
 """Directives that write what the chapters found, all from ``claims.json``.
 
 ``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-errata``,
-``claims-undecided``, ``claims-equations`` and ``claims-own-run``. In a chapter, the line of a check
-becomes the claim's card.
+``claims-undecided``, ``claims-equations`` and ``claims-own-run``; the role ``claim-number`` is one
+number. In a chapter, the line of a check becomes the claim's card.
 """
 
 import base64
 import functools
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from lipbook.notebook import claims, results
 from lipbook.notebook.catalogue import (
     FAILS,
     KINDS_OF_EVIDENCE,
     NOT_REPRODUCED,
+    NOT_TESTED,
     UNDECIDED,
     VERDICTS,
 )
@@ -173,7 +175,7 @@ class Errata(ClaimsDirective):
         """Return the section of one claim."""
         return "\n\n".join(
             [
-                f"## {entry.id}: {entry.section}",
+                _heading(entry),
                 f"**As printed.** {entry.says}",
                 f"**Smallest counterexample.** {entry.counterexample}",
                 *self.picture(entry),
@@ -192,19 +194,32 @@ class Errata(ClaimsDirective):
 
 
 class Undecided(ClaimsDirective):
-    """Each claim that was not reproduced or is undecided, with what would decide it."""
+    """Each claim that was not reproduced, is undecided or was not tested, and what would decide."""
 
     def markdown(self) -> str:
         """Return one section a claim."""
         found = self.having(NOT_REPRODUCED, UNDECIDED)
         sections = [self.entry(entry) for entry in found]
+        sections += [self.untested(entry) for entry in self.having(NOT_TESTED)]
         return "\n\n".join(sections) or "There is no such claim at present."
+
+    def untested(self, entry: Entry) -> str:
+        """Return the section of a claim that no measurement was finished for."""
+        return "\n\n".join(
+            [
+                _heading(entry),
+                f"**The article.** {entry.says} **Not tested.**",
+                f"**Tried on.** {entry.scope}",
+                f"**Why.** {entry.reason}",
+                f"{_link(f'ledger.html#{entry.id}', 'The ledger')} has the criteria that wait.",
+            ]
+        )
 
     def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
         return "\n\n".join(
             [
-                f"## {entry.id}: {entry.section}",
+                _heading(entry),
                 f"**The article.** {entry.says} **{entry.verdict.capitalize()}.**",
                 f"**Tried on.** {entry.scope}",
                 f"**Found.** {entry.finding}",
@@ -242,6 +257,28 @@ class OwnRun(ClaimsDirective):
         )
 
 
+class Number(SphinxRole):
+    """A criterion's number to two digits: the claim, and the criterion."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return it as text."""
+        book = Path(self.env.srcdir) / "book"
+        self.env.note_dependency(str(book / DATA))
+        return [nodes.Text(number(read(book), *self.text.split()))], []
+
+
+def number(found: Results, claim: str, criterion: str) -> str:
+    """Return the mean of what a criterion found, the geometric one on a log scale."""
+    for entry in found.claims:
+        for finding in entry.criteria:
+            if (entry.id, finding.id) == (claim, criterion) and finding.values:
+                row = [float(value) for value in finding.values]
+                if finding.scale == "log":
+                    return f"{math.exp(math.fsum(map(math.log, row)) / len(row)):.2g}"
+                return f"{math.fsum(row) / len(row):.2g}"
+    raise ExtensionError(f"no number of {claim}, {criterion} in {DATA}")
+
+
 def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
     """Return a figure that repeats one of a chapter, and write its picture beside it."""
     for cell in _cells(book, chapter):
@@ -252,6 +289,10 @@ def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
             alt = json.dumps(settings["image"]["alt"], ensure_ascii=False)
             return f":::{{figure}} {name}\n:alt: {alt}\n\n{settings['figure']['caption']}\n:::"
     raise ExtensionError(f"{chapter} has no figure named {figure!r}")
+
+
+def _heading(entry: Entry) -> str:
+    return f"## {entry.id}: {entry.short or entry.section}"
 
 
 def _title(book: Path, chapter: str) -> str:
@@ -306,6 +347,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("claims-errata", Errata)
     app.add_directive("claims-undecided", Undecided)
     app.add_directive("claims-own-run", OwnRun)
+    app.add_role("claim-number", Number())
     app.add_css_file("claims.css")
     app.connect("source-read", _show_cards)
     app.connect("html-page-context", _add_script)

@@ -147,7 +147,7 @@ def answers(study: Study, results: Results) -> str:
     """Return what the claims that rest on a study say that came out, as HTML."""
     return "".join(
         f'<p><a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
-        f" {claim_html.text(entry.says)} <strong>{entry.verdict}</strong>."
+        f" {claim_html.text(entry.says)} <strong>{entry.verdict.capitalize()}.</strong>"
         f" {claim_html.text(entry.finding)}</p>"
         for entry in results.claims
         if study.name in entry.studies
@@ -172,9 +172,9 @@ def costs(root: Path, results: Results) -> str:
         resting = [entry for entry in results.claims if study.name in entry.studies]
         claims = ", ".join(f"{entry.id} {entry.verdict}" for entry in resting) or "–"
         lines.append(
-            f"| [{_title(path)}]({path.stem}.md) | {_time(whole)} | {claims} |"
-            f" {_device(study.facts)} | {study.facts['cells']:,} | {_time(each)} |"
-            f" {_time(thousand) if thousand else '–'} |"
+            f"| [{_title(path)}]({path.stem}.md) | {_whole(whole)} | {claims} |"
+            f" {_device(study.facts).removeprefix('NVIDIA ')} | {study.facts['cells']:,} |"
+            f" {_whole(each)} | {_whole(thousand) if thousand else '–'} |"
         )
     return "\n".join(lines)
 
@@ -345,6 +345,11 @@ def _time(seconds: float) -> str:
     """Return a time to two digits, in the unit that a person would take."""
     size, unit = next((size, unit) for begin, size, unit in _UNITS if seconds >= begin)
     return f"{float(f'{seconds / size:.2g}'):,.10g} {unit}"
+
+
+def _whole(seconds: float) -> str:
+    """Return a time that no line breaks."""
+    return _time(seconds).replace(" ", "\u00a0")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

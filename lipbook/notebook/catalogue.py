@@ -180,6 +180,8 @@ class Claim(_Entry):
     verdict: Verdict
     finding: str = ""
     """One sentence: what we found."""
+    short: str = ""
+    """What it is about, as a heading of the errata or of what was not reproduced."""
     reason: str = ""
     """Why it is not tested."""
     decisive: str = ""

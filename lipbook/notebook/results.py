@@ -107,6 +107,7 @@ class Entry(_Data):
     stored: str = ""
     """In a run of one's own: the verdict that the book has stored."""
     finding: str
+    short: str = ""
     reason: str
     decisive: str
     counterexample: str

@@ -7,9 +7,11 @@ import json
 from typing import Any
 
 import claim_html
+import claim_pages
 import pytest
 import site_checks
 from bs4 import BeautifulSoup
+from sphinx.errors import ExtensionError
 
 from lipbook.notebook import results
 from lipbook.notebook.catalogue import VERDICTS
@@ -136,6 +138,14 @@ def test_the_sentence_about_evidence_counts():
     assert "Of these, 1 were written down before" in sentence
 
 
+@pytest.mark.parametrize(("scale", "told"), [("linear", "2.3"), ("log", "2")])
+def test_a_number_is_a_mean_to_two_digits(scale, told):
+    found = results.Results(claims=[entry({"values": [1.0, 2.0, 4.0], "scale": scale})])
+    assert claim_pages.number(found, "T1", "size") == told
+    with pytest.raises(ExtensionError, match="no number of T1, weight"):
+        claim_pages.number(found, "T1", "weight")
+
+
 # --- on the built site
 
 
@@ -169,6 +179,18 @@ def test_the_front_page_maps_every_claim_by_letter_and_link():
 def test_the_ledger_has_a_row_a_claim_in_the_articles_order():
     rows = page("ledger").select("details.claim-row")
     assert [row["id"] for row in rows] == [entry.id for entry in built().claims]
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts"),
+    [
+        ("errata", ["fails as printed"]),
+        ("undecided", ["not reproduced here", "undecided", "not tested"]),
+    ],
+)
+def test_each_claim_that_did_not_hold_has_its_section(name, verdicts):
+    told = [heading.get_text().partition(":")[0] for heading in page(name).select("section h2")]
+    assert sorted(told) == sorted(e.id for e in built().claims if e.verdict in verdicts)
 
 
 def test_the_ledger_explains_each_verdict_that_it_has():

@@ -68,6 +68,11 @@ def test_the_catalogue_is_of_its_schema():
     jsonschema.validate(content, catalogue.schema(), jsonschema.Draft202012Validator)
 
 
+def test_what_a_page_lists_by_itself_has_a_heading():
+    listed = [c for c in CLAIMS if c.verdict not in ("holds", "holds with caveats", "answered")]
+    assert [claim.id for claim in listed if not claim.short] == []
+
+
 @failing
 def test_the_test_of_a_claim_that_fails_exists(claim: Claim):
     """The errata page names, for each, the test that fails on the printed statement."""
