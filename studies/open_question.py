@@ -2,10 +2,11 @@
 
 The critic of (19) has one output and a segment between a real and a fake sample. A classifier has
 ten outputs, a loss and labels, so "used directly" can mean several things, and all are tried: the
-norm of the gradient in the input of an output drawn at random (*logits*), of an output less the
-largest other (*margin*), or of the loss; at the examples (*data*) or at a random point between two
-of them (*between*); brought to 1 as in (19), kept at most at 1 as in (20), or brought to 0. Against
-no term, l2, decoupled weight decay, dropout, early stopping and the spectral term (16).
+norm of the gradient with respect to the input of an output drawn at random (*logits*), of an output
+less the largest other (*margin*), or of the loss; at the examples (*data*) or at a random point
+between two of them (*between*); brought to 1 as in (19), kept at most at 1 as in (20), or brought
+to 0. Against no term, l2, decoupled weight decay, dropout, early stopping and the spectral term
+(16).
 
 MNIST, 200 training images, labels true or 40 % of them wrong; the 400 validation images, by which
 every method chooses one of seven strengths, have as many wrong labels. Everything is done in
