@@ -230,9 +230,10 @@ def test_make_alone_prints_every_door():
     assert re.findall(r"^make ([\w-]+) +\S", alone.stdout, re.MULTILINE) == TARGETS
 
 
-def test_the_readme_names_every_door():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [t for t in TARGETS if t != "help" and not re.search(rf"\bmake {t}\b", readme)] == []
+def test_every_door_is_named_to_readers_or_to_maintainers():
+    files = (ROOT / name for name in ("README.md", "CONTRIBUTING.md"))
+    told = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    assert [t for t in TARGETS if t != "help" and not re.search(rf"\bmake {t}\b", told)] == []
 
 
 def test_make_hands_parameters_on_and_keeps_its_own():

@@ -130,3 +130,11 @@ def test_a_public_name_has_an_example(name):
 
 def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_the_example_of_the_readme_is_true():
+    readme = PACKAGE.parent / "README.md"
+    if not readme.exists():
+        pytest.skip("an installed package has no README beside it")
+    failed, tried = doctest.testfile(str(readme), module_relative=False, encoding="utf-8")
+    assert (failed, tried > 0) == (0, True)
