@@ -235,11 +235,10 @@ def _seeds(entry: Entry) -> str:
     if entry.seeds is None:
         return ""
     s = entry.seeds
-    low, high = (f"{100 * share:.0f}" for share in (s.low, s.high))
-    words = (
-        f"at {s.held} of {s.of} other seeds the verdict was the same (95 % interval of the share:"
-        f" {low} to {high} %)"
-    )
+    words = f"at {s.held} of {s.of} other seeds the verdict was the same"
+    if any(finding.kind == "measured" for finding in entry.criteria):
+        low, high = (f"{100 * share:.0f}" for share in (s.low, s.high))
+        words += f" (95 % interval of the share: {low} to {high} %)"
     if s.others:
         words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
     elif _from_tables(entry):

@@ -108,6 +108,14 @@ def test_where_tables_have_all_numbers_other_seeds_say_nothing(study, others, wo
     assert words in parsed(row).get_text()
 
 
+@pytest.mark.parametrize(("kind", "interval"), [("measured", True), ("proved", False)])
+def test_only_what_chance_decides_has_an_interval(kind, interval):
+    seeds = {"held": 20, "of": 20, "low": 0.84, "high": 1.0, "others": {}}
+    text = parsed(claim_html.row(entry({"kind": kind}, seeds=seeds))).get_text()
+    assert "at 20 of 20 other seeds the verdict was the same" in text
+    assert ("interval of the share" in text) is interval
+
+
 def test_what_is_not_tested_says_why():
     row = parsed(claim_html.row(entry(verdict="not tested", page="", criteria=[])))
     assert "The reason." in row.get_text()
