@@ -15,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from workflow.project import BUILD, ROOT, chapters, claims_of, modules_used, read_notebook, source
+from workflow.project import (
+    BUILD,
+    ROOT,
+    chapters,
+    claims_of,
+    modules_used,
+    read_notebook,
+    source,
+    written,
+)
 
 _FOLDER = BUILD / "passed"
 #: What decides how a notebook is run and compared.
@@ -32,6 +41,10 @@ def key(chapter: str) -> str:
     return digest.hexdigest()
 
 
+def _note(chapter: str) -> Path:
+    return _FOLDER / f"{chapter}.txt"
+
+
 class Passed:
     """Listens to a run of pytest, and notes which notebooks passed it whole."""
 
@@ -41,11 +54,10 @@ class Passed:
 
     def unchanged(self) -> list[str]:
         """Return the notebooks that passed as they are now."""
-        notes = {name: _FOLDER / f"{name}.txt" for name in self.keys}
         return [
             name
-            for name, note in notes.items()
-            if note.is_file() and note.read_text(encoding="utf-8") == self.keys[name]
+            for name, key in self.keys.items()
+            if _note(name).is_file() and _note(name).read_text(encoding="utf-8") == key
         ]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -58,8 +70,7 @@ class Passed:
         """Note every notebook whose cells passed, all of them."""
         for chapter, passed in self._cells.items():
             cells = read_notebook(source(chapter)).cells
-            note = Path(_FOLDER / f"{chapter}.txt")
-            note.unlink(missing_ok=True)
+            _note(chapter).unlink(missing_ok=True)
             if passed == sum(cell.cell_type == "code" for cell in cells):
-                _FOLDER.mkdir(parents=True, exist_ok=True)
-                note.write_text(self.keys[chapter], encoding="utf-8")
+                with written(_note(chapter)) as partial:
+                    partial.write_text(self.keys[chapter], encoding="utf-8")

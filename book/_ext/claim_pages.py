@@ -30,6 +30,7 @@ from lipbook.notebook.catalogue import (
     VERDICTS,
 )
 from lipbook.notebook.results import Entry, Results
+from lipbook.notebook.verdicts import interval
 
 DATA = "claims.json"
 LEDGER = "book/ledger"
@@ -173,17 +174,15 @@ class Errata(ClaimsDirective):
 
     def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
-        return "\n\n".join(
-            [
-                _heading(entry),
-                f"**As printed.** {entry.says}",
-                f"**Smallest counterexample.** {entry.counterexample}",
-                *self.picture(entry),
-                f"**Corrected.** {entry.corrected}",
-                f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
-                self.numbers(entry),
-                f"**The test that fails on the printed statement**: `{entry.test}`",
-            ]
+        return _section(
+            entry,
+            f"**As printed.** {entry.says}",
+            f"**Smallest counterexample.** {entry.counterexample}",
+            *self.picture(entry),
+            f"**Corrected.** {entry.corrected}",
+            f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
+            self.numbers(entry),
+            f"**The test that fails on the printed statement**: `{entry.test}`",
         )
 
     def picture(self, entry: Entry) -> list[str]:
@@ -205,28 +204,22 @@ class Undecided(ClaimsDirective):
 
     def untested(self, entry: Entry) -> str:
         """Return the section of a claim that no measurement was finished for."""
-        return "\n\n".join(
-            [
-                _heading(entry),
-                f"**The article.** {entry.says} **Not tested.**",
-                f"**Tried on.** {entry.scope}",
-                f"**Why.** {entry.reason}",
-                f"{_link(f'ledger.html#{entry.id}', 'The ledger')} has the criteria that wait.",
-            ]
+        return _section(
+            entry,
+            *_asked(entry),
+            f"**Why.** {entry.reason}",
+            f"{_link(f'ledger.html#{entry.id}', 'The ledger')} has the criteria that wait.",
         )
 
     def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
-        return "\n\n".join(
-            [
-                _heading(entry),
-                f"**The article.** {entry.says} **{entry.verdict.capitalize()}.**",
-                f"**Tried on.** {entry.scope}",
-                f"**Found.** {entry.finding}",
-                f"**What would decide it.** {entry.decisive}",
-                f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
-                self.numbers(entry),
-            ]
+        return _section(
+            entry,
+            *_asked(entry),
+            f"**Found.** {entry.finding}",
+            f"**What would decide it.** {entry.decisive}",
+            f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
+            self.numbers(entry),
         )
 
 
@@ -272,10 +265,9 @@ def number(found: Results, claim: str, criterion: str) -> str:
     for entry in found.claims:
         for finding in entry.criteria:
             if (entry.id, finding.id) == (claim, criterion) and finding.values:
-                row = [float(value) for value in finding.values]
-                if finding.scale == "log":
-                    return f"{math.exp(math.fsum(map(math.log, row)) / len(row)):.2g}"
-                return f"{math.fsum(row) / len(row):.2g}"
+                low, high = interval([float(value) for value in finding.values], finding.scale)
+                middle = math.sqrt(low * high) if finding.scale == "log" else (low + high) / 2
+                return f"{middle:.2g}"
     raise ExtensionError(f"no number of {claim}, {criterion} in {DATA}")
 
 
@@ -291,8 +283,17 @@ def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
     raise ExtensionError(f"{chapter} has no figure named {figure!r}")
 
 
-def _heading(entry: Entry) -> str:
-    return f"## {entry.id}: {entry.short or entry.section}"
+def _section(entry: Entry, *paragraphs: str) -> str:
+    """Return what a page says of one claim, below its heading."""
+    return "\n\n".join([f"## {entry.id}: {entry.short or entry.section}", *paragraphs])
+
+
+def _asked(entry: Entry) -> list[str]:
+    """Return what the article says, what became of it, and what it was tried on."""
+    return [
+        f"**The article.** {entry.says} **{entry.verdict.capitalize()}.**",
+        f"**Tried on.** {entry.scope}",
+    ]
 
 
 def _title(book: Path, chapter: str) -> str:

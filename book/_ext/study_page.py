@@ -127,11 +127,12 @@ def spent(study: Study) -> Cost:
 def cost(study: Study) -> str:
     """Return a sentence on what a cell cost, and what a thousand seeds would."""
     facts, (each, whole, thousand, seeds) = study.facts, spent(study)
-    who = "of one core"
-    if (device := _device(facts)) != "CPU":
-        several = facts["workers"] > 1
+    if (device := _device(facts)) == "CPU":
+        who = "of one core"
+    elif facts["workers"] == 1:
+        who = f"alone on one {device}"
+    else:
         who = f"of one of the {facts['workers']} workers on one {device}"
-        who = who if several else f"alone on one {device}"
     told = (
         f"A cell took {_time(each)} {who} in the mean, the {facts['cells']:,} cells {_time(whole)}."
     )
@@ -146,8 +147,7 @@ def cost(study: Study) -> str:
 def answers(study: Study, results: Results) -> str:
     """Return what the claims that rest on a study say that came out, as HTML."""
     return "".join(
-        f'<p><a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
-        f" {claim_html.text(entry.says)} <strong>{entry.verdict.capitalize()}.</strong>"
+        f"<p>{_asked(entry)} <strong>{entry.verdict.capitalize()}.</strong>"
         f" {claim_html.text(entry.finding)}</p>"
         for entry in results.claims
         if study.name in entry.studies
@@ -334,11 +334,13 @@ def _of_claim(entry: Entry, study: Study) -> str:
         items += "".join(map(claim_html.planned, later))
     others = [f'<a href="{n}.html">{n}</a>' for n in entry.studies if n != study.name]
     shared = f" It also rests on {', '.join(others)}." if others else ""
-    return (
-        f'<p><a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
-        f" {claim_html.text(entry.says)} <strong>{entry.verdict}</strong>.{when}{shared}</p>"
-        f"<ul>{items}</ul>"
-    )
+    return f"<p>{_asked(entry)} <strong>{entry.verdict}</strong>.{when}{shared}</p><ul>{items}</ul>"
+
+
+def _asked(entry: Entry) -> str:
+    """Return what a claim says, with a link to its row of the ledger."""
+    link = f'<a class="claim-id" href="../ledger.html#{entry.id}">{entry.id}</a>'
+    return f"{link} {claim_html.text(entry.says)}"
 
 
 def _time(seconds: float) -> str:
