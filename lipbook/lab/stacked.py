@@ -139,6 +139,15 @@ class SideBySide(nn.Module):
                 x = activation(x)
         return x.flatten(0, 1)
 
+    @torch.no_grad()
+    def copy_into(self, networks: Sequence[nn.Sequential]) -> None:
+        """Give each network of the stack, in their order, the weights that it has here."""
+        for index, network in enumerate(networks):
+            dense = [layer for layer in network if isinstance(layer, nn.Linear)]
+            for layer, weight, bias in zip(dense, self.weights, self.biases, strict=True):
+                layer.weight.copy_(weight[index].T)
+                layer.bias.copy_(bias[index])
+
 
 class Adam:
     """Adam (Kingma & Ba 2015) on a stack, each network with its own step size.

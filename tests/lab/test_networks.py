@@ -9,7 +9,7 @@ from torch import nn
 
 from lipbook._checks import check_labelled
 from lipbook._layers import evaluation_mode
-from lipbook.lab.classification import accuracy, train_classifier
+from lipbook.lab.classification import accuracy, digits_reader, digits_readers, train_classifier
 from lipbook.lab.networks import digits_cnn, mlp, vgg
 from lipbook.lab.stacked import SideBySide
 from lipbook.wgan import critic_loss, gradient_penalty
@@ -69,6 +69,27 @@ def test_critics_side_by_side_learn_what_each_learns_alone():
     expected = torch.cat([trained(critic, 1)(x) for critic in alone])
     found = trained(together, 3)(x.repeat(3, 1))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_readers_side_by_side_learn_what_each_learns_alone():
+    """Split, first weights and order of the batches too; few steps, which magnify no rounding."""
+    seeds = [3, 0, 11]
+    together = digits_readers(seeds, epochs=2)
+    alone = [digits_reader(seed, epochs=2) for seed in seeds]
+    for (network, splits), (expected, own) in zip(together, alone, strict=True):
+        assert not network.training
+        torch.testing.assert_close(splits.test.inputs, own.test.inputs, rtol=0, atol=0)
+        torch.testing.assert_close(
+            network.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_readers_are_trained_whatever_the_mode_of_the_caller():
+    with torch.inference_mode():
+        ((network, splits),) = digits_readers([1], epochs=5)
+    assert accuracy(network, *splits.train) > 0.8
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        digits_readers([1], epochs=0)
 
 
 def test_only_dense_layers_stand_side_by_side():
