@@ -39,7 +39,7 @@ test: $(READY) ## build the book at another seed and run every check
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry .
 	@$(RUN) -m workflow check --cores $(call quote,$(CORES))
-	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov --keep-chapters
+	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov --keep-passed
 
 core: $(READY) ## run the tests of the package's core, in the Python at hand
 	$(RUN) -m pytest -n $(call quote,$(CORES)) tests/core $(wildcard lipbook/*.py)

@@ -17,8 +17,8 @@ from threadpoolctl import ThreadpoolController
 
 from lipbook.notebook import runtime
 from workflow import environment
-from workflow.passed import Passed
-from workflow.project import source
+from workflow.passed import Passed, pages_seen
+from workflow.project import CHECKED, source
 
 # As every step of the build: what a person's shell has set reaches no test and no kernel.
 _clean = environment.cleaned(os.environ) | {"OMP_NUM_THREADS": "1"}
@@ -34,8 +34,9 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
-#: The chapters to leave out.
+#: The chapters to leave out, and the pages that a test need not open.
 KEPT = pytest.StashKey[list[str]]()
+SEEN = pytest.StashKey[list[str]]()
 
 #: The pools of threads of what is imported above.
 POOLS = ThreadpoolController()
@@ -50,17 +51,19 @@ collect_ignore = ["book/_ext", "conftest.py"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `make test` leave out what it need not run again."""
-    text = "leave out the chapters that passed nbval as they are now"
-    parser.addoption("--keep-chapters", action="store_true", help=text)
+    text = "leave out the chapters that passed nbval, and the pages looked at, as they are now"
+    parser.addoption("--keep-passed", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Look which chapters to leave out, and note which pass; a worker of xdist is told."""
     config.stash[KEPT] = getattr(config, "workerinput", {}).get("kept", [])
-    if config.option.keep_chapters and not hasattr(config, "workerinput"):
+    config.stash[SEEN] = []
+    if config.option.keep_passed and not hasattr(config, "workerinput"):
         passed = Passed()
         config.pluginmanager.register(passed)
         config.stash[KEPT] = passed.unchanged()
+        config.stash[SEEN] = pages_seen(CHECKED / "html")
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none
@@ -71,8 +74,11 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which ones, and how to have them run."""
-    kept = config.stash[KEPT]
-    again = "passed nbval as they are now; `rm -r build/passed` has them run again"
+    kept = [
+        *config.stash[KEPT],
+        *([f"{len(pages)} pages"] if (pages := config.stash[SEEN]) else []),
+    ]
+    again = "passed as they are now; `rm -r build/passed` has them tried again"
     return [f"kept: {', '.join(kept)} {again}"] if kept else []
 
 

@@ -1,12 +1,14 @@
-"""Which stored notebooks passed nbval as they are now, so that `make test` need not run them again.
+"""What passed as it is now, so that `make test` need not try it again.
 
-What `make` decides of the executed book by times, pytest decides of the stored one by contents: a
-notebook passes anew when its cells or outputs, the modules and tables that it imports, its claims,
-the lock, what nbval is told, or the machine's settings change.
+What `make` decides of the executed book by times, pytest decides by contents. A stored notebook
+passes nbval anew when its cells or outputs, the modules and tables that it imports, its claims, the
+lock, what nbval is told, or the machine's settings change. A page of the site is looked at anew
+when it, what the pages share, what they are asked, or the browser changes.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from workflow.browser import find
 from workflow.project import (
     BUILD,
     ROOT,
@@ -41,8 +44,43 @@ def key(chapter: str) -> str:
     return digest.hexdigest()
 
 
-def _note(chapter: str) -> Path:
-    return _FOLDER / f"{chapter}.txt"
+def page_key(site: Path, name: str) -> str:
+    """Return a digest of everything that a page's looks in a browser follow from."""
+    return hashlib.sha256(_of_all_pages(site) + (site / name).read_bytes()).hexdigest()
+
+
+@functools.cache
+def _of_all_pages(site: Path) -> bytes:
+    digest = hashlib.sha256((ROOT / "tests" / "book" / "site_checks.py").read_bytes())
+    for path in sorted(path for path in (site / "_static").rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(site)}\0".encode() + path.read_bytes())
+    program = find()
+    digest.update(repr(program and Path(program).stat().st_mtime_ns).encode())
+    return digest.digest()
+
+
+def pages_seen(site: Path) -> list[str]:
+    """Return the pages of a site that were looked at as they are now, without a complaint."""
+    names = (path.relative_to(_FOLDER).as_posix()[:-4] for path in _FOLDER.rglob("*.html.txt"))
+    return [
+        name for name in names if (site / name).is_file() and is_noted(name, page_key(site, name))
+    ]
+
+
+def is_noted(name: str, key: str) -> bool:
+    """Whether that, with this key, has passed."""
+    note = _note(name)
+    return note.is_file() and note.read_text(encoding="utf-8") == key
+
+
+def note(name: str, key: str) -> None:
+    """Keep that it passed."""
+    with written(_note(name)) as partial:
+        partial.write_text(key, encoding="utf-8")
+
+
+def _note(name: str) -> Path:
+    return _FOLDER / f"{name}.txt"
 
 
 class Passed:
@@ -54,11 +92,7 @@ class Passed:
 
     def unchanged(self) -> list[str]:
         """Return the notebooks that passed as they are now."""
-        return [
-            name
-            for name, key in self.keys.items()
-            if _note(name).is_file() and _note(name).read_text(encoding="utf-8") == key
-        ]
+        return [name for name, key in self.keys.items() if is_noted(name, key)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count the cells that passed."""
@@ -72,5 +106,4 @@ class Passed:
             cells = read_notebook(source(chapter)).cells
             _note(chapter).unlink(missing_ok=True)
             if passed == sum(cell.cell_type == "code" for cell in cells):
-                with written(_note(chapter)) as partial:
-                    partial.write_text(self.keys[chapter], encoding="utf-8")
+                note(chapter, self.keys[chapter])

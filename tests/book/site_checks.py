@@ -20,7 +20,9 @@ from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Locator, Page
 
 #: What axe is asked in, neighbours of one width: it takes the theme a while to follow a new one.
+#: The first of a width is asked for everything, the second for what another theme changes.
 COMBINATIONS = [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")]
+OF_COLOURS = ["color-contrast", "link-in-text-block"]
 PATIENCE = 180_000  # milliseconds: on a machine with other work, Playwright's 30 s are too few
 _HERE = ("", "file", "data", "blob", "about")
 _HOSTS = re.compile(r"\bcdn\.|cdnjs|bootstrapcdn|jsdelivr|unpkg|googleapis|gstatic", re.IGNORECASE)
@@ -245,7 +247,7 @@ def _theme_faults(page: Page) -> Iterator[str]:
 
 
 def _access_faults(page: Page) -> Iterator[str]:
-    """Ask axe for all of its rules about a page with everything unfolded, in each combination.
+    """Ask axe about a page with everything unfolded: all its rules by width, colours by theme too.
 
     Colours took nine tenths of its time: of the texts that a browser paints alike it judges one.
     What MathJax paints is not ours, and has the colour of the text that it stands in.
@@ -256,11 +258,13 @@ def _access_faults(page: Page) -> Iterator[str]:
     page.evaluate(_JUDGE_THE_MARKED)
     for width, theme in COMBINATIONS:
         page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
+        asked = {**options, "runOnly": OF_COLOURS}
         if page.viewport_size != (size := {"width": width, "height": 900}):
             page.set_viewport_size(size)
             page.wait_for_timeout(350)  # the theme lets the keyboard reach what scrolls after 300
+            asked = options
         page.evaluate(_MARK_ONE_OF_A_KIND)
-        found = page.evaluate("options => axe.run(document, options)", options)
+        found = page.evaluate("options => axe.run(document, options)", asked)
         for fault in found["violations"]:
             for node in fault["nodes"]:
                 yield f"{fault['id']}: {node['html'][:120]} ({theme}, {width} px)"

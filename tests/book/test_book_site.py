@@ -20,6 +20,7 @@ import yaml
 from playwright.sync_api import expect
 
 import lipbook
+from workflow import passed
 from workflow import stage as staging
 from workflow.project import BOOK, CHECKED, ROOT, chapters, is_appendix, source
 from workflow.stage import repository_url
@@ -122,7 +123,35 @@ def test_no_code_is_lost_in_a_fold(chapter):
 
 @pytest.fixture(scope="module", params=VISITED)
 def visit(request, browser):
-    return site_checks.look_at(browser, SITE / request.param)
+    key = passed.page_key(SITE, request.param)
+    if request.config.getoption("--keep-passed") and passed.is_noted(request.param, key):
+        return site_checks.Visit()
+    seen = site_checks.look_at(browser, SITE / request.param)
+    if seen == site_checks.Visit():
+        passed.note(request.param, key)
+    return seen
+
+
+def test_a_page_is_looked_at_again_if_anything_changes(tmp_path, monkeypatch):
+    site, checks = tmp_path / "html", tmp_path / "tests" / "book" / "site_checks.py"
+    monkeypatch.setattr(passed, "_FOLDER", tmp_path / "passed")
+    monkeypatch.setattr(passed, "ROOT", tmp_path)
+    monkeypatch.setattr(passed, "find", lambda: sys.executable)
+    for file in (page := site / "book" / "a.html", style := site / "_static" / "a.css", checks):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    assert passed.pages_seen(site) == []
+    for changed in (page, style, checks):
+        passed.note("book/a.html", passed.page_key(site, "book/a.html"))
+        assert passed.pages_seen(site) == ["book/a.html"]
+        changed.write_text("after")
+        passed._of_all_pages.cache_clear()
+        assert passed.pages_seen(site) == []
+    passed.note("book/a.html", passed.page_key(site, "book/a.html"))
+    monkeypatch.setattr(passed, "find", lambda: __file__)
+    passed._of_all_pages.cache_clear()
+    assert passed.pages_seen(site) == []
+    passed._of_all_pages.cache_clear()
 
 
 def test_no_request_leaves(visit):
