@@ -9,7 +9,7 @@ price is that the module as an object hides behind the function, from ``import
 lipbook.power_iteration as name`` too; ``importlib.import_module`` returns it.
 """
 
-from lipbook.certificate import lipschitz_certificate
+from lipbook.certificate import UncertifiedError, lipschitz_certificate
 from lipbook.convolution import (
     circular_conv_spectral_norm,
     conv_matrix,
@@ -84,6 +84,7 @@ __all__ = [
     "R1Penalty",
     "SpectralPenalty",
     "SpectralProjection",
+    "UncertifiedError",
     "Unconstrained",
     "WeightClipping",
     "activation_constant",

@@ -23,7 +23,17 @@ _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n
 
 
 class UncertifiedError(TypeError):
-    """A network does something whose effect on distances is not known: what, and what to do."""
+    """A network does something whose effect on distances is not known: what, and what to do.
+
+    Examples
+    --------
+    >>> from lipbook import UncertifiedError, lipschitz_certificate
+    >>> try:
+    ...     lipschitz_certificate(torch.nn.Hardshrink(), (8,))
+    ... except UncertifiedError as error:
+    ...     print(str(error).partition(";")[0])
+    the constant of operation 'hardshrink' is not known
+    """
 
 
 class Move(NamedTuple):

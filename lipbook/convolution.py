@@ -235,7 +235,7 @@ def conv_spectral_norm(
     tensor(8.2909)
     >>> conv_spectral_norm(ones, 2)
     Traceback (most recent call last):
-    ValueError: input_size must reach the extent 3 of the kernel on axis 0, got 2 + 0 padding
+    ValueError: input_size must reach the extent 3 of the kernel on axis 0, ...
     """
     check_positive(rtol, "rtol")
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
@@ -495,8 +495,10 @@ def circular_conv_spectral_norm(
     Examples
     --------
     >>> kernel = torch.tensor([[[1.0, -1.0, 1.0]]])
-    >>> circular_conv_spectral_norm(kernel, 3), conv_spectral_norm(kernel, 3, padding=1)
-    (tensor(2.), tensor(2.4142))
+    >>> circular_conv_spectral_norm(kernel, 3)
+    tensor(2.)
+    >>> conv_spectral_norm(kernel, 3, padding=1)
+    tensor(2.4142)
     >>> circular_conv_spectral_norm(kernel, 0)
     Traceback (most recent call last):
     ValueError: input_size must be at least 1, got 0
@@ -548,7 +550,7 @@ def conv_matrix(
             [0., 1., 2.]])
     >>> conv_matrix(torch.ones(1, 2), 3)
     Traceback (most recent call last):
-    ValueError: kernel must have 3 to 5 axes (out, in / groups, *kernel_size), got shape (1, 2)
+    ValueError: kernel must have 3 to 5 axes (out, in / groups, *kernel_size), ...
     """
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)

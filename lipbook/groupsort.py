@@ -40,7 +40,7 @@ class GroupSort(nn.Module):
     [[2.0, 1.0], [3.0, 5.0]]
     >>> GroupSort(3)(torch.zeros(1, 4))
     Traceback (most recent call last):
-    ValueError: group_size must divide the length of axis -1, got 3 for shape (1, 4)
+    ValueError: group_size must divide the length of axis -1, got 3 for ...
     """
 
     def __init__(self, group_size: int | None = None, dim: int = -1) -> None:

@@ -68,10 +68,10 @@ def spectral_normalize(
     - Assigning to the weight computes new vectors. If it was overwritten otherwise, the next
       access in evaluation mode notices and finds new vectors; a graph that `torch.compile`,
       `torch.export`, `torch.jit.trace` or `torch.func` make of it cannot depend on values, and so
-      cannot notice. Vectors may be averaged, as with weights.
+      cannot notice. The vectors may be averaged beside the weights, as EMA and SWA do.
     - Half precision is normalized in float32, also under autocast. Weights whose squared norm
       overflows are divided by their norm all the same.
-    - Of a complex weight, σ is real in the derivative, too.
+    - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.
     - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
       running variance, where torch divides by ‖γ‖₂ (SP4). Other 1-D weights are one row.
@@ -90,8 +90,8 @@ def spectral_normalize(
         Axis of the outputs, the rows of the matrix: by default 0, or 1 for ``nn.ConvTranspose*d``.
     norm : {"matrix", "operator"}, default "matrix"
         What to divide a convolution by: the norm of its reshaped kernel, as Miyato et al. and the
-        article do, or the norm of its map from images to images (PI7), which transposed
-        convolutions do not offer here. Dense layers have one norm.
+        article do, or the norm of its map from images to images (PI7), which is not
+        available for transposed convolutions. Dense layers have one norm.
     input_size : int or tuple of int, optional
         Spatial size of the convolution's input, on which its operator norm depends.
     coefficient : float, default 1.0
@@ -116,10 +116,22 @@ def spectral_normalize(
     >>> layer = spectral_normalize(nn.Linear(20, 40), n_power_iterations=50)
     >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 3)
     1.0
-    >>> kernel = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-    >>> spectral_normalize(kernel, norm="operator")
+
+    Divided by the norm of its reshaped kernel, a convolution stays too steep on images:
+
+    >>> _ = torch.manual_seed(0)
+    >>> conv = nn.Conv2d(3, 64, 3, padding=1)
+    >>> conv = spectral_normalize(conv, n_power_iterations=50)
+    >>> round(conv_spectral_norm(conv.weight, 32, padding=1).item(), 1)
+    2.4
+    >>> conv = nn.Conv2d(3, 64, 3, padding=1)
+    >>> options = {"norm": "operator", "input_size": 32}
+    >>> conv = spectral_normalize(conv, n_power_iterations=50, **options)
+    >>> round(conv_spectral_norm(conv.weight, 32, padding=1).item(), 1)
+    1.0
+    >>> spectral_normalize(nn.Conv2d(1, 1, 3), norm="operator")
     Traceback (most recent call last):
-    ValueError: input_size must be given for norm='operator': the norm depends on it
+    ValueError: input_size must be given for norm='operator': ...
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
@@ -225,10 +237,10 @@ def spectral_normalize_network(
 
     Examples
     --------
-    >>> critic = nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1))
-    >>> critic = spectral_normalize_network(critic, skip=["3"])
+    >>> critic = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> critic = spectral_normalize_network(critic, skip=["2"])
     >>> [parametrize.is_parametrized(layer) for layer in critic]
-    [True, False, False, False]
+    [True, False, False]
     >>> spectral_normalize_network(nn.ReLU())
     Traceback (most recent call last):
     ValueError: network must have a weight to normalize, ReLU() has none
@@ -302,7 +314,7 @@ def remove_spectral_normalization(
     1.0
     >>> remove_spectral_normalization(layer)
     Traceback (most recent call last):
-    ValueError: network must have a normalized weight, Linear(in_features=20, ...) has none
+    ValueError: network must have a normalized weight, Linear(...) has none
     """
     found = [
         (layer, name, list(parametrization))
@@ -471,7 +483,8 @@ class OrthonormalPenalty(Constraint):
     --------
     >>> critic = nn.Linear(2, 2, bias=False)
     >>> _ = critic.weight.data.copy_(torch.diag(torch.tensor([1.0, 2.0])))
-    >>> OrthonormalPenalty(0.1).penalty(critic, *torch.zeros(2, 1, 2), None)  # 0.1 (2² - 1)²
+    >>> penalty = OrthonormalPenalty(0.1).penalty  # 0.1 (2² - 1)²
+    >>> penalty(critic, *torch.zeros(2, 1, 2), None)
     tensor(0.9000, grad_fn=<MulBackward0>)
     >>> OrthonormalPenalty(strength=0.0)
     Traceback (most recent call last):
@@ -506,7 +519,7 @@ class SpectralProjection(Constraint):
     Examples
     --------
     >>> SpectralProjection("article")
-    SpectralProjection(variant='article', n_iterations=5, input_shape=None, coefficient=1.0)
+    SpectralProjection(variant='article', n_iterations=5, ...)
     >>> SpectralProjection("exact", coefficient=-1.0)
     Traceback (most recent call last):
     ValueError: coefficient must be a finite number above 0, got -1.0

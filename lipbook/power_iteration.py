@@ -3,7 +3,8 @@
 `power_iteration` is the article's (13) and (15) for study; `spectral_norm` is the one to use, by
 the Gram matrix, by Golub–Kahan–Lanczos or by SVD; `spectral_norm_bounds` brackets the norm and
 counts its own rounding errors. Batches sit in the leading axes. As in `matrix_norms`, every
-scale is safe, and half precision is computed in float32 and returned in its own dtype.
+scale is safe, and half precision is computed in float32 and returned in its own dtype; the two
+bounds are float64.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ class NormBounds(NamedTuple):
 
     Attributes
     ----------
-    lower, upper : Tensor, shape (...)
-        In the dtype of the matrix.
+    lower : Tensor, shape (...)
+        Not above the norm; in float64, whatever the dtype of the matrix.
+    upper : Tensor, shape (...)
+        Not below it; in float64 too.
     """
 
     lower: Tensor
@@ -135,9 +138,11 @@ def power_iteration(
 
     Examples
     --------
-    >>> power_iteration(torch.diag(torch.tensor([3.0, 1.0])), 5, init="ones").sigma
+    >>> matrix = torch.diag(torch.tensor([3.0, 1.0]))
+    >>> power_iteration(matrix, 5, init="ones").sigma
     tensor(3.)
-    >>> power_iteration(torch.tensor([[1.0], [-1.0]]), init="ones").sigma  # the start is lost
+    >>> lost = torch.tensor([[1.0], [-1.0]])  # from this start
+    >>> power_iteration(lost, init="ones").sigma
     tensor(0.)
     >>> power_iteration(torch.eye(2), 0)
     Traceback (most recent call last):
@@ -226,9 +231,9 @@ def golub_kahan_lanczos(
     r"""Find the norm of a linear operator A from products with A and its adjoint.
 
     Lanczos on :math:`A^\top A` (Golub & Kahan 1965). Each new vector is orthogonalized against the
-    last two, as exact arithmetic would have it, and then against all the earlier ones; in a
-    single sweep the rounding errors would grow like :math:`(α/β)^k`. After k steps the estimate
-    is the best in the Krylov space of which k - 1 steps of power iteration use the last vector.
+    last two, as exact arithmetic would have it, and then against all the earlier ones; in a single
+    sweep the rounding errors would grow with each step. After k steps the estimate is the best in
+    the Krylov space of which k - 1 steps of power iteration use the last vector.
 
     A small residual alone proves *some* singular value, perhaps not the top one. The rule here
     bounds the error itself. Let θ be the largest Ritz value of :math:`A^\top A`, s its vector in
@@ -243,8 +248,10 @@ def golub_kahan_lanczos(
 
     Parameters
     ----------
-    matvec, rmatvec : callable
-        ``x -> A x`` and ``y -> Aᵀ y`` on vectors of any shape; scale A near 1 first.
+    matvec : callable
+        ``x -> A x``, from shape (n,) to any; scale A near 1 first.
+    rmatvec : callable
+        ``y -> Aᵀ y``, from there to shape (n,).
     start : Tensor, shape (n,)
         Random direction in the domain of `matvec`, not 0.
     rtol : float, default 1e-6
@@ -476,7 +483,8 @@ def spectral_norm_bounds(matrix: Tensor, *, n_squarings: int = 10) -> NormBounds
 
     Examples
     --------
-    >>> lower, upper = spectral_norm_bounds(torch.tensor([[3.0, 0.0], [4.0, 5.0]]))
+    >>> matrix = torch.tensor([[3.0, 0.0], [4.0, 5.0]])
+    >>> lower, upper = spectral_norm_bounds(matrix)
     >>> bool(lower <= 45**0.5 <= upper), bool(upper / lower - 1 < 1e-6)
     (True, True)
     >>> spectral_norm_bounds(torch.eye(2), n_squarings=-1)

@@ -54,12 +54,15 @@ def penalized_weights(model: nn.Module) -> dict[str, Tensor]:
     --------
     >>> list(penalized_weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
     ['0.weight']
-    >>> halved = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2), n_power_iterations=30)
-    >>> round(torch.linalg.matrix_norm(penalized_weights(halved)["weight"], 2).item(), 3)
+    >>> halved = nn.utils.parametrizations.spectral_norm(
+    ...     nn.Linear(2, 2), n_power_iterations=30
+    ... )
+    >>> weight = penalized_weights(halved)["weight"]
+    >>> round(torch.linalg.matrix_norm(weight, 2).item(), 3)
     1.0
     >>> penalized_weights(nn.BatchNorm1d(3))
     Traceback (most recent call last):
-    ValueError: model must have a parameter with two axes or more, BatchNorm1d has none; ...
+    ValueError: model must have a parameter with two axes or more, ...
     """
     return {weight.name: weight.value() for weight in used_matrices(model, "model")}
 
@@ -90,7 +93,7 @@ def frobenius_penalty(model: nn.Module) -> Tensor:
     tensor(2., grad_fn=...)
     >>> frobenius_penalty(nn.ReLU())
     Traceback (most recent call last):
-    ValueError: model must have a parameter with two axes or more, ReLU has none; ...
+    ValueError: model must have a parameter with two axes or more, ...
     """
     return torch.stack(
         [_at_least_float32(w).square().sum() for w in penalized_weights(model).values()]
@@ -251,7 +254,7 @@ def input_gradient_penalty(
     tensor(0.5000, grad_fn=...)
     >>> input_gradient_penalty(nn.Identity(), x, y.float())
     Traceback (most recent call last):
-    TypeError: labels must be an int64 tensor, got torch.float32; labels.long() converts it
+    TypeError: labels must be an int64 tensor, got torch.float32; ...
     """
     check_labelled(inputs, labels)
     with torch.inference_mode(False), torch.enable_grad():

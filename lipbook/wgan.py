@@ -3,7 +3,15 @@
 A critic maps a batch (n, …) to one score a sample, shape (n,) or (n, 1), or to a map of scores,
 shape (n, 1, …), whose mean is the sample's score: a module, or a function such as
 ``lambda x: functional_call(net, weights, x)``. Signs follow the dual (17): the critic raises its
-scores of real samples and lowers those of fake ones.
+scores of real samples and lowers those of fake ones. A critic's step with a gradient penalty:
+
+>>> critic = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+>>> adam = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.5, 0.9))
+>>> real, fake = torch.randn(32, 2), torch.randn(32, 2) + 1
+>>> loss = critic_loss(critic(real), critic(fake))
+>>> loss = loss + 10 * gradient_penalty(critic, real, fake)
+>>> loss.backward()
+>>> adam.step()
 
 A constraint is a `Constraint`. The loops of `lipbook.lab.training` call its two methods and know no
 more about it, so that a new one needs no change to them.
@@ -37,8 +45,10 @@ def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
     Parameters
     ----------
-    real_scores, fake_scores : Tensor
-        The critic's scores, of any shape; the numbers of samples may differ.
+    real_scores : Tensor
+        The critic's scores of real samples, of any shape.
+    fake_scores : Tensor
+        Its scores of fake ones; their number may differ.
 
     Returns
     -------
@@ -49,7 +59,7 @@ def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     ------
     TypeError, ValueError
         If the scores are not floating-point, or there are none. Scores that are not finite make a
-        loss that is not finite: no loss waits for the device to look at them.
+        loss that is not finite; to check them would force a synchronization with the device.
 
     Examples
     --------
@@ -68,8 +78,10 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
     Parameters
     ----------
-    real_scores, fake_scores : Tensor
-        The critic's scores, of any shape; the numbers of samples may differ.
+    real_scores : Tensor
+        The critic's scores of real samples, of any shape.
+    fake_scores : Tensor
+        Its scores of fake ones; their number may differ.
 
     Returns
     -------
@@ -80,7 +92,7 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     ------
     TypeError, ValueError
         If the scores are not floating-point, or there are none. Scores that are not finite make a
-        loss that is not finite: no loss waits for the device to look at them.
+        loss that is not finite; to check them would force a synchronization with the device.
 
     Examples
     --------
@@ -88,7 +100,7 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     tensor(-3.)
     >>> critic_loss(torch.tensor([3]), torch.tensor([1.0]))
     Traceback (most recent call last):
-    TypeError: real_scores must have a real floating-point dtype, got torch.int64; ...
+    TypeError: real_scores must have a real floating-point dtype, got ...
     """
     return -wasserstein_estimate(real_scores, fake_scores)
 
@@ -102,8 +114,10 @@ def hinge_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
     Parameters
     ----------
-    real_scores, fake_scores : Tensor
-        The critic's scores, of any shape; the numbers of samples may differ.
+    real_scores : Tensor
+        The critic's scores of real samples, of any shape.
+    fake_scores : Tensor
+        Its scores of fake ones; their number may differ.
 
     Returns
     -------
@@ -156,7 +170,7 @@ def generator_loss(fake_scores: Tensor) -> Tensor:
     tensor(-2.)
     >>> generator_loss(torch.tensor([1]))
     Traceback (most recent call last):
-    TypeError: fake_scores must have a real floating-point dtype, got torch.int64; ...
+    TypeError: fake_scores must have a real floating-point dtype, got ...
     """
     return -_check_scores(fake_scores, "fake_scores").mean()
 
@@ -198,11 +212,12 @@ def interpolate(
     >>> x = interpolate(torch.ones(2, 3), torch.zeros(2, 3))
     >>> bool((x == x[:, :1]).all()), bool(((x >= 0) & (x <= 1)).all())
     (True, True)
-    >>> interpolate(torch.ones(2, 1), torch.zeros(2, 1), epsilon=torch.tensor([0.0, 0.75])).tolist()
+    >>> epsilon = torch.tensor([0.0, 0.75])
+    >>> interpolate(torch.ones(2, 1), torch.zeros(2, 1), epsilon=epsilon).tolist()
     [[0.0], [0.75]]
     >>> interpolate(torch.ones(2, 3), torch.zeros(4, 3))
     Traceback (most recent call last):
-    ValueError: real and fake must have one shape, got (2, 3) and (4, 3); draw as many fakes as ...
+    ValueError: real and fake must have one shape, got (2, 3) and (4, 3); ...
     """
     check_tensor(real, "real", min_ndim=1)
     check_tensor(fake, "fake", min_ndim=1)
@@ -264,14 +279,14 @@ def gradient_penalty(
     >>> triple = nn.Linear(1, 1)
     >>> nn.init.constant_(triple.weight, 3.0).item()
     3.0
-    >>> gradient_penalty(triple, torch.ones(4, 1), torch.zeros(4, 1)).item()  # (3 - 1)²
+    >>> real, fake = torch.ones(4, 1), torch.zeros(4, 1)
+    >>> gradient_penalty(triple, real, fake).item()  # (3 - 1)²
     4.0
-    >>> gradient_penalty(torch.tanh, torch.ones(4, 1), torch.zeros(4, 1), one_sided=True).item()
+    >>> gradient_penalty(torch.tanh, real, fake, one_sided=True).item()
     0.0
-    >>> batch_norm = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
-    >>> gradient_penalty(batch_norm, torch.ones(4, 1), torch.zeros(4, 1))
+    >>> gradient_penalty(nn.Sequential(triple, nn.BatchNorm1d(1)), real, fake)
     Traceback (most recent call last):
-    ValueError: critic must not hold a BatchNorm layer in training mode: it lets a score depend ...
+    ValueError: critic must not hold a BatchNorm layer in training mode: ...
     """
     points = interpolate(real, fake, epsilon=epsilon, generator=generator)
     return _mean_square(critic, points, _check_target(target), one_sided)
@@ -391,7 +406,7 @@ def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     0.5
     >>> clip_frobenius_(nn.utils.parametrizations.spectral_norm(layer), 0.5)
     Traceback (most recent call last):
-    ValueError: weight cannot be set to what is asked: _SpectralNorm makes the layer's weight ...
+    ValueError: weight cannot be set to what is asked: _SpectralNorm ...
     """
     check_positive(limit, "limit")
     with torch.no_grad():
@@ -451,7 +466,8 @@ class Constraint:
     >>> class SmallScores(Constraint):
     ...     def penalty(self, critic, real, fake, generator):
     ...         return 0.001 * critic(real).square().mean()
-    >>> SmallScores().penalty(nn.Identity(), torch.full((2, 1), 10.0), torch.ones(2, 1), None)
+    >>> real, fake = torch.full((2, 1), 10.0), torch.ones(2, 1)
+    >>> SmallScores().penalty(nn.Identity(), real, fake, None)
     tensor(0.1000)
     """
 
@@ -481,7 +497,8 @@ class Unconstrained(Constraint):
 
     Examples
     --------
-    >>> Unconstrained().penalty(nn.Identity(), torch.ones(2, 1), torch.ones(2, 1), None)
+    >>> real = fake = torch.ones(2, 1)
+    >>> Unconstrained().penalty(nn.Identity(), real, fake, None)
     tensor(0.)
     """
 

@@ -19,6 +19,8 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Locator, Page
 
+import lipbook
+
 #: What axe is asked in, neighbours of one width: it takes the theme a while to follow a new one.
 #: The first of a width is asked for everything, the second for what another theme changes.
 COMBINATIONS = [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")]
@@ -27,6 +29,12 @@ PATIENCE = 180_000  # milliseconds: on a machine with other work, Playwright's 3
 _HERE = ("", "file", "data", "blob", "about")
 _HOSTS = re.compile(r"\bcdn\.|cdnjs|bootstrapcdn|jsdelivr|unpkg|googleapis|gstatic", re.IGNORECASE)
 _MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|private)/\w|file://")
+
+
+def module_of(name: str) -> str:
+    """Return the module whose page of the reference has a public name of the package."""
+    module = getattr(lipbook, name).__module__
+    return "lipbook.certificate" if module == "lipbook._rules" else module
 
 
 def pages(site: Path) -> list[Path]:

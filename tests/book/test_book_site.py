@@ -98,7 +98,7 @@ def test_nothing_offered_beside_the_pages_shows_a_machine_path():
 
 @pytest.mark.parametrize("name", lipbook.__all__)
 def test_a_public_name_has_its_place_in_the_reference(name):
-    module = getattr(lipbook, name).__module__
+    module = site_checks.module_of(name)
     page = site_checks.parsed(SITE / BOOK.name / "api" / f"{module.partition('.')[2]}.html")
     assert page.find(id=f"{module}.{name}") is not None
 

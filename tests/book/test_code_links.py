@@ -49,7 +49,7 @@ def test_a_chapter_leads_to_the_reference_and_the_reference_back(chapter):
 
 @pytest.mark.parametrize("name", [n for n in lipbook.__all__ if not n.startswith("_")])
 def test_an_entry_of_the_reference_leads_to_its_source(name):
-    module = getattr(lipbook, name).__module__
+    module = site_checks.module_of(name)
     page = CHECKED / "html" / BOOK.name / "api" / f"{module.partition('.')[2]}.html"
     if not page.exists():
         pytest.fail("there is no site: run `python -m workflow check` first")
