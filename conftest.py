@@ -34,9 +34,9 @@ hypothesis.settings.load_profile("lipbook")
 #: from machine to machine. The line of ``claims.check`` beside them is compared on every machine.
 GLUED = "application/papermill.record/text/plain"
 
-#: The chapters to leave out, and the pages that a test need not open.
+#: The chapters to leave out, and how many pages need not be opened.
 KEPT = pytest.StashKey[list[str]]()
-SEEN = pytest.StashKey[list[str]]()
+SEEN = pytest.StashKey[int]()
 
 #: The pools of threads of what is imported above.
 POOLS = ThreadpoolController()
@@ -58,12 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Look which chapters to leave out, and note which pass; a worker of xdist is told."""
     config.stash[KEPT] = getattr(config, "workerinput", {}).get("kept", [])
-    config.stash[SEEN] = []
+    config.stash[SEEN] = 0
     if config.option.keep_passed and not hasattr(config, "workerinput"):
         passed = Passed()
         config.pluginmanager.register(passed)
         config.stash[KEPT] = passed.unchanged()
-        config.stash[SEEN] = pages_seen(CHECKED / "html")
+        config.stash[SEEN] = len(pages_seen(CHECKED / "html"))
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none
@@ -74,10 +74,9 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which ones, and how to have them run."""
-    kept = [
-        *config.stash[KEPT],
-        *([f"{len(pages)} pages"] if (pages := config.stash[SEEN]) else []),
-    ]
+    kept = list(config.stash[KEPT])
+    if config.stash[SEEN]:
+        kept.append(f"{config.stash[SEEN]} pages")
     again = "passed as they are now; `rm -r build/passed` has them tried again"
     return [f"kept: {', '.join(kept)} {again}"] if kept else []
 
