@@ -31,7 +31,7 @@ from workflow.project import (
 
 _FOLDER = BUILD / "passed"
 #: What decides how a notebook is run and compared.
-_SETTINGS = ("requirements.lock", "pyproject.toml", "conftest.py")
+_SETTINGS = ("requirements.lock", "pyproject.toml", "conftest.py", "workflow/environment.py")
 
 
 def key(chapter: str) -> str:

@@ -169,6 +169,7 @@ def test_what_passed_is_kept_until_something_changes(book, monkeypatch):
     monkeypatch.setattr(passed, "_FOLDER", book / "passed")
     monkeypatch.setattr(passed, "ROOT", book)
     for name in passed._SETTINGS:
+        (book / name).parent.mkdir(exist_ok=True)
         (book / name).write_text("")
     write_chapter(book / "tiny.ipynb", "print(1)")
     assert passed.Passed().unchanged() == []
@@ -180,6 +181,7 @@ def test_what_passed_is_kept_until_something_changes(book, monkeypatch):
     changes = (
         lambda: write_chapter(book / "tiny.ipynb", "print(2)"),
         lambda: (book / "conftest.py").write_text("other = 1"),
+        lambda: (book / "workflow" / "environment.py").write_text("other = 1"),
         lambda: monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default"),
     )
     for change in changes:
