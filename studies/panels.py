@@ -1,15 +1,16 @@
 """Chapter 6's study of the article's two panels: its example on faces, divided inside or after.
 
 The article shows faces from its own Keras example, once with the weights divided after each step
-and once with the division inside the forward pass. Here are both, with the example's networks,
+and once with the division inside the forward pass. The plan has both, with the example's networks,
 optimizer and schedule at 64×64, on drawn faces, at its width or a fraction of it: the weights
 divided inside by the article's estimate (r = 5 from ones, differentiated) or by one warm step of
 power iteration, or after the step by the article's estimate or exactly; with BatchNorm in the
 critic, its γ divided or free, or without. Initial weights are torch's, not Keras's.
 
-Parts, in order of priority. "equal": every variant at the article's step size, 2e-4, at a quarter
-of the width, and the main pair also at half and at full width. "tuning" and "best": the main
-variants on two further seeds at four step sizes, then each at the one that ended nearest.
+The plan's parts, in order of priority, of which the first was begun. "equal": every variant at the
+article's step size, 2e-4, at a quarter of the width, and the main pair also at half and at full
+width. "tuning" and "best": the main variants on two further seeds at four step sizes, then each at
+the one that ended nearest.
 
 Cost, guessed before the run, of one generator step with its five critic steps on an H100: 10 ms at
 full width (0.8 TFLOP in TF32), 3 ms at half, 1 ms at a quarter, where a dozen run side by side. So

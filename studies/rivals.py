@@ -1,8 +1,8 @@
 """Chapter 6's study of SP5: steps and ends of spectral normalization and of gradient penalties.
 
-Normalization by one warm step against the two-sided (19) and the one-sided penalty (20) and R1, on
-MNIST digits at 28×28 and drawn faces at 32×32, with the convolutional networks of the article's
-kind: Wasserstein and hinge loss, five critic steps for each of the generator or one.
+The plan: normalization by one warm step against the two-sided (19) and the one-sided penalty (20)
+and R1, on MNIST digits at 28×28 and drawn faces at 32×32, with the convolutional networks of the
+article's kind: Wasserstein and hinge loss, five critic steps for each of the generator or one.
 
 For each of these (a *block* is data, loss and schedule) every method is given the same effort:
 three strengths times five pairs of step sizes (four corners and the centre of a square), four

@@ -2,8 +2,9 @@
 
 Cycles of five critic steps and one generator step of every method in turn, so that whatever else
 the machine does meets all of them; on a GPU as one CUDA graph, and launched one operation at a
-time; on a CPU with one thread. The networks are those of the studies `rivals` and `panels`, at a
-quarter of the article's width and at its own. Times are of this machine; ratios are the result.
+time; on a CPU with one thread, three rounds of one cycle. A time is that of a cycle over its five
+critic steps. The networks are those of the studies `rivals` and `panels`, at a quarter of the
+article's width and at its own. Times are of this machine; ratios are the result.
 
 Cost: 15 s on a GPU and a minute on one core of a CPU, alone on the machine.
 """

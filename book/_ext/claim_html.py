@@ -5,10 +5,12 @@ Every function takes an entry of ``claims.json`` and returns text; nothing here 
 
 import html
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 from lipbook.notebook.catalogue import NO_STUDY, NOT_TESTED, QUESTION, Criterion
 from lipbook.notebook.results import Entry, Finding, Stated
+from lipbook.notebook.verdicts import Outcome
 
 ARTICLE = "https://kexue.fm/archives/6051"
 _ROLES = {
@@ -16,6 +18,7 @@ _ROLES = {
     "confines": "What confines it",
     "refutes": "What refutes it",
 }
+_ASKED = {"<": "below", ">": "above", "≤": "at most", "≥": "at least", "≈": ""}
 _STATES = {"met": "met", "reversed": "the other way", "undecided": "undecided", "": "not measured"}
 _ORDERS = {
     "before": "stated before the table of {study} was measured on {measured} (commit {commit})",
@@ -66,9 +69,10 @@ def row(entry: Entry) -> str:
     return (
         f'<details class="claim-row {css(entry.verdict)}" id="{entry.id}"'
         f' data-verdict="{entry.verdict}" data-kind="{kinds}" data-chapter="{entry.chapter}">'
-        f'<summary><span class="claim-id">{entry.id}</span>'
-        f' <span class="claim-says">{text(entry.says)}{_equations(entry)}</span>'
-        f' <strong class="claim-verdict">{entry.verdict}</strong></summary>'
+        f'<summary><span class="claim-line"><span class="claim-cell {css(entry.verdict)}">'
+        f"{_letter(entry.verdict)} {entry.id}</span> <span>{text(entry.says)}"
+        f"{_equations(entry)}</span>"
+        f' <strong class="claim-verdict">{entry.verdict}</strong></span></summary>'
         f"<div>{_paragraph('', finding)}{details(entry)}{checked}</div></details>"
     )
 
@@ -109,26 +113,62 @@ def details(entry: Entry) -> str:
     return "".join(parts)
 
 
-def criterion(finding: Finding, ordered: bool = True) -> str:
-    """Return one criterion as an item of a list: its number, its bound, its kind, its outcome.
-
-    Unless `ordered`, it does not say how it and its tables came after one another.
-    """
-    words = finding.text or f"{finding.quantity} {finding.rule}"
+def criterion(finding: Finding) -> str:
+    """Return one criterion as an item of a list: its number, its bound, its kind, its outcome."""
     notes = [finding.kind]
     if finding.scale == "log":
         notes.append("geometric mean")
     if finding.p is not None:
         notes.append(f"p {_p(finding.p)} after Holm")
-    notes.append(_STATES[finding.state])
-    if ordered:
-        notes += [came_about(stated) for stated in finding.stated]
+    notes += [outcome(finding), *history(finding)]
+    words = f"{finding.quantity}: {found(finding)}; asked: {asked(finding)}"
+    return f"<li>{text(words)} {_muted(notes)}</li>"
+
+
+def table(
+    findings: Iterable[Finding], notes: Callable[[Finding], Sequence[str]] = lambda _: ()
+) -> str:
+    """Return criteria as a table: what was found, what was asked, what follows, and notes."""
+    heads = "".join(f"<th>{head}</th>" for head in ("quantity", "found", "asked", "outcome"))
+    rows = "".join(
+        f"<tr><td>{text(f.quantity)} {_muted(notes(f))}</td><td>{text(found(f))}</td>"
+        f"<td>{text(asked(f))}</td><td>{text(outcome(f))}</td></tr>"
+        for f in findings
+    )
+    return (
+        f'<table class="table stacked claim-table"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def found(finding: Finding) -> str:
+    """Return what was found, with its interval."""
+    if not finding.values:
+        return "not measured"
+    values = tuple(map(float, finding.values))
+    return _minus(Outcome(finding, values, finding.p, "met").formatted)
+
+
+def asked(criterion: Criterion) -> str:
+    """Return the relation and the bound in words, such as "below 0"."""
+    rule = criterion.rule.removeprefix(criterion.relation)
+    return _minus(f"{_ASKED[criterion.relation]}{rule}".strip())
+
+
+def outcome(finding: Finding) -> str:
+    """Return whether a criterion is met, and at how many seeds by itself."""
+    seeds = len(finding.values)
+    counted = f" ({finding.seeds_held} of {seeds})" if seeds > 1 else ""
+    return _STATES[finding.state] + counted
+
+
+def history(finding: Finding) -> list[str]:
+    """Return how a criterion and its tables came after one another, and where it comes from."""
+    notes = [came_about(stated) for stated in finding.stated]
     if finding.after_the_fact and not any(s.order == "after" for s in finding.stated):
         notes.append("stated after the fact")
     notes += [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
-    if finding.source:
-        notes.append(finding.source)
-    return f'<li>{text(words)} <span class="claim-notes">{text("; ".join(notes))}</span></li>'
+    return [*notes, finding.source] if finding.source else notes
 
 
 def came_about(stated: Stated) -> str:
@@ -138,9 +178,8 @@ def came_about(stated: Stated) -> str:
 
 def planned(criterion: Criterion) -> str:
     """Return a criterion that waits for its table as an item of a list."""
-    notes = f"{criterion.kind}; would be what {criterion.role}; not measured yet"
-    words = f"{criterion.quantity} {criterion.rule}"
-    return f'<li>{text(words)} <span class="claim-notes">{notes}</span></li>'
+    words = f"{criterion.quantity}; asked: {asked(criterion)}"
+    return f"<li>{text(words)} {_muted([criterion.role, 'planned, not measured'])}</li>"
 
 
 def evidence_sentence(counts: dict[str, int], early: int) -> str:
@@ -150,8 +189,8 @@ def evidence_sentence(counts: dict[str, int], early: int) -> str:
     return (
         f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A proof or a"
         " computation comes out the same at every seed; the *measured* ones depend on chance, and"
-        f" carry intervals. Of these, {early} were written down before their measurement, the"
-        " others after it; each says which."
+        f" carry intervals. Of the measured ones, {early} were written down before the measurement"
+        f" and {counts['measured'] - early} after it; each says which."
     )
 
 
@@ -213,7 +252,17 @@ def _letter(verdict: str) -> str:
 
 
 def _equations(entry: Entry) -> str:
-    return "".join(f" ({number})" for number in entry.equations)
+    numbers = ", ".join(map(str, entry.equations))
+    return f' <span class="claim-equations">eq. {numbers}</span>' if numbers else ""
+
+
+def _muted(notes: Sequence[str]) -> str:
+    return f'<span class="claim-notes">{text("; ".join(notes))}</span>' if notes else ""
+
+
+def _minus(number: str) -> str:
+    """Return a number with the sign that stands for minus, exponents left as they are."""
+    return re.sub(r"(?<![\de])-(?=\d)", "−", number)
 
 
 def _paragraph(heading: str, content: str) -> str:
@@ -241,14 +290,14 @@ def _seeds(entry: Entry) -> str:
         words += f" (95 % interval of the share: {low} to {high} %)"
     if s.others:
         words += "; otherwise " + ", ".join(f"{word} ({n})" for word, n in s.others.items())
-    elif _from_tables(entry):
+    elif from_tables(entry):
         words = (
             "the measured numbers come from stored tables and do not depend on the chapter's seed"
         )
     return _paragraph("Other seeds", f"{words}.")
 
 
-def _from_tables(entry: Entry) -> bool:
+def from_tables(entry: Entry) -> bool:
     """Whether whatever chance decides was decided when a study's table was measured."""
     measured = [finding for finding in entry.criteria if finding.kind == "measured"]
     return bool(entry.studies and measured) and all(f.study != NO_STUDY for f in measured)

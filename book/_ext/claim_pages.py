@@ -1,8 +1,8 @@
 """Directives that write what the chapters found, all from ``claims.json``.
 
-``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-errata``,
-``claims-undecided``, ``claims-equations`` and ``claims-own-run``; the role ``claim-number`` is one
-number. In a chapter, the line of a check becomes the claim's card.
+``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-fails``,
+``claims-errata``, ``claims-undecided``, ``claims-equations`` and ``claims-own-run``; the role
+``claim-number`` is one number. In a chapter, the line of a check becomes the claim's card.
 """
 
 import base64
@@ -26,6 +26,7 @@ from lipbook.notebook.catalogue import (
     KINDS_OF_EVIDENCE,
     NOT_REPRODUCED,
     NOT_TESTED,
+    QUESTION,
     UNDECIDED,
     VERDICTS,
 )
@@ -98,9 +99,13 @@ class ClaimsDirective(SphinxDirective):
         """Return the claims with one of these verdicts."""
         return [entry for entry in self.results.claims if entry.verdict in verdicts]
 
-    def numbers(self, entry: Entry) -> str:
-        """Return the criteria of a claim with their numbers, as a Markdown list."""
-        return "\n".join(f"- {_escaped(f.text or f.quantity)}" for f in entry.criteria)
+    def printed(self, entry: Entry) -> str:
+        """Return what the article says, and where."""
+        chapters = {e.number: e.chapter for e in self.results.equations}
+        where = [f"*{entry.section}*"] + [
+            f"equation {_link(f'{chapters[n]}.html#eq-{n}', f'({n})')}" for n in entry.equations
+        ]
+        return f"**The article says** ({', '.join(where)}): {entry.says}"
 
 
 class Map(ClaimsDirective):
@@ -154,14 +159,30 @@ class Equations(ClaimsDirective):
     """Each equation of the article: where it is explained, computed and tested."""
 
     def markdown(self) -> str:
-        """Return a table."""
-        rows = [
-            f"| {_link(f'{e.chapter}.html#eq-{e.number}', f'({e.number})')} | {_escaped(e.what)} |"
-            f" `{e.code}`, `{e.test.removeprefix('tests/')}` |"
-            for e in self.results.equations
-        ]
-        # Two columns of code side by side are words of seven letters on a phone.
-        return "| no. | what | code, tested by |\n| :-- | :-- | :-- |\n" + "\n".join(rows)
+        """Return a table, and the tests folded."""
+        rows, tests = [], []
+        for e in self.results.equations:
+            number = _link(f"{e.chapter}.html#eq-{e.number}", f"({e.number})")
+            rows.append(f"| {number} | {_escaped(e.what)} | {{py:obj}}`{e.code}` |")
+            tests.append(f"- {number} `{e.test}`")
+        heads = ["| no. | what | computed by |", "| :-- | :-- | :-- |"]
+        fold = [":::{dropdown} The tests that hold the code against each", *tests, ":::"]
+        return "\n".join([*heads, *rows, "", *fold])
+
+
+class Fails(ClaimsDirective):
+    """What fails as printed, as links to the errata: all in one line, or each in a line."""
+
+    optional_arguments = 1
+
+    def markdown(self) -> str:
+        """Return the links, in lines of their own behind what is printed."""
+        found = self.having(FAILS)
+        links = [_link(f"errata.html#{nodes.make_id(_heading(e))}", e.short) for e in found]
+        if self.arguments:
+            lines = zip(found, links, strict=True)
+            return "\n".join(f"- {entry.says} → {link}" for entry, link in lines)
+        return f"{len(links)} fail as printed: {'; '.join(links)}." if links else ""
 
 
 class Errata(ClaimsDirective):
@@ -169,19 +190,20 @@ class Errata(ClaimsDirective):
 
     def markdown(self) -> str:
         """Return one section a claim."""
-        sections = [self.entry(entry) for entry in self.having(FAILS)]
+        sections = map(self.entry, self.having(FAILS))
         return "\n\n".join(sections) or "No claim that has been checked so far fails as printed."
 
     def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
+        refuted = [f for f in entry.criteria if f.role == "refutes" and f.state == "met"]
         return _section(
             entry,
-            f"**As printed.** {entry.says}",
+            self.printed(entry),
             f"**Smallest counterexample.** {entry.counterexample}",
             *self.picture(entry),
             f"**Corrected.** {entry.corrected}",
-            f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
-            self.numbers(entry),
+            f"**Checked** in {_link(entry.page, entry.id)}:",
+            claim_html.table(refuted),
             f"**The test that fails on the printed statement**: `{entry.test}`",
         )
 
@@ -197,29 +219,26 @@ class Undecided(ClaimsDirective):
 
     def markdown(self) -> str:
         """Return one section a claim."""
-        found = self.having(NOT_REPRODUCED, UNDECIDED)
-        sections = [self.entry(entry) for entry in found]
-        sections += [self.untested(entry) for entry in self.having(NOT_TESTED)]
-        return "\n\n".join(sections) or "There is no such claim at present."
-
-    def untested(self, entry: Entry) -> str:
-        """Return the section of a claim that no measurement was finished for."""
-        return _section(
-            entry,
-            *_asked(entry),
-            f"**Why.** {entry.reason}",
-            f"{_link(f'ledger.html#{entry.id}', 'The ledger')} has the criteria that wait.",
-        )
+        found = self.having(NOT_REPRODUCED, UNDECIDED, NOT_TESTED)
+        return "\n\n".join(map(self.entry, found)) or "There is no such claim at present."
 
     def entry(self, entry: Entry) -> str:
-        """Return the section of one claim."""
+        """Return the section of one claim: of its criteria, those that made the verdict."""
+        state = "reversed" if entry.verdict == NOT_REPRODUCED else "undecided"
+        made = [
+            f
+            for f in entry.criteria
+            if f.state == state and (f.role == "decides" or entry.kind == QUESTION)
+        ]
+        count = len(entry.criteria) + len(entry.planned)
         return _section(
             entry,
-            *_asked(entry),
-            f"**Found.** {entry.finding}",
-            f"**What would decide it.** {entry.decisive}",
-            f"**Measured on this build**, in {_link(entry.page, entry.id)}:",
-            self.numbers(entry),
+            self.printed(entry),
+            f"**{entry.verdict.capitalize()}.** {entry.reason or entry.finding}",
+            *([f"**What would decide it.** {entry.decisive}"] if entry.decisive else []),
+            f"**Tried on.** {entry.scope}",
+            *(["What made the verdict:", claim_html.table(made)] if made else []),
+            f"{_link(f'ledger.html#{entry.id}', f'All {count} criteria')} are in the ledger.",
         )
 
 
@@ -227,14 +246,35 @@ class OwnRun(ClaimsDirective):
     """Each claim's numbers beside the stored ones, flipped verdicts first."""
 
     def markdown(self) -> str:
-        """Return one section a claim, or how to come by one."""
+        """Return one section a claim; of the stored numbers, what other seeds said."""
         if not self.results.own_run:
-            return "This site was built with the parameters of the stored notebooks."
+            return self.elsewhere()
         entries = [entry for entry in self.results.claims if entry.stored]
         entries.sort(key=lambda entry: entry.verdict == entry.stored)
         flipped = sum(entry.verdict != entry.stored for entry in entries)
         summary = f"{flipped} of {len(entries)} verdicts differ from the stored ones."
         return "\n\n".join([summary, *map(self.entry, entries)])
+
+    def elsewhere(self) -> str:
+        """Return how often the verdicts came out at other seeds."""
+        tried = [(entry, entry.seeds) for entry in self.results.claims if entry.seeds]
+        moved = [
+            f"- {_link(f'ledger.html#{entry.id}', entry.id)} {entry.says}"
+            f" **{entry.verdict.capitalize()}** at {seeds.held} seeds of {seeds.of};"
+            f" {', '.join(f'{word} at {count}' for word, count in seeds.others.items())}."
+            for entry, seeds in tried
+            if seeds.others
+        ]
+        fixed = sum(claim_html.from_tables(entry) for entry, _ in tried)
+        record = json.loads((self.book / "records" / "seeds.json").read_text(encoding="utf-8"))
+        return (
+            f"We ran the checks of every chapter at {max(seeds.of for _, seeds in tried)} seeds"
+            f" that had not been used before ({record['measured']}). Of {len(tried)} verdicts"
+            f" {len(tried) - len(moved)} came out the same every time. {len(moved)} did not:\n\n"
+            + "\n".join(moved)
+            + f"\n\nFor {fixed} of those that did, whatever depends on chance stands in the stored"
+            " tables of the long studies and cannot change this way."
+        )
 
     def entry(self, entry: Entry) -> str:
         """Return the section of one claim."""
@@ -285,15 +325,11 @@ def drawn(book: Path, chapter: str, figure: str, name: str) -> str:
 
 def _section(entry: Entry, *paragraphs: str) -> str:
     """Return what a page says of one claim, below its heading."""
-    return "\n\n".join([f"## {entry.id}: {entry.short or entry.section}", *paragraphs])
+    return "\n\n".join([f"## {_heading(entry)}", *paragraphs])
 
 
-def _asked(entry: Entry) -> list[str]:
-    """Return what the article says, what became of it, and what it was tried on."""
-    return [
-        f"**The article.** {entry.says} **{entry.verdict.capitalize()}.**",
-        f"**Tried on.** {entry.scope}",
-    ]
+def _heading(entry: Entry) -> str:
+    return f"{entry.id}: {entry.short or entry.section}"
 
 
 def _title(book: Path, chapter: str) -> str:
@@ -345,6 +381,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("claims-picture", Picture)
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("claims-equations", Equations)
+    app.add_directive("claims-fails", Fails)
     app.add_directive("claims-errata", Errata)
     app.add_directive("claims-undecided", Undecided)
     app.add_directive("claims-own-run", OwnRun)

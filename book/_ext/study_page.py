@@ -1,8 +1,9 @@
-"""The page of a long study: what came out, how it was made, its criteria, its table, its cost.
+"""The page of a long study: its criteria, how it was made, its table, its cost.
 
-``{study} name`` writes it from the study's docstring, the claims and the table with its provenance;
-``{study-costs}`` lists what each asks and costs, ``{study-full-width}`` what the article's own
-example would. A study without a table says so.
+``{study} name`` writes it from the study's docstring, the claims and the table with its provenance,
+and ``{study-result} name`` means over some rows of the table. What came out stands in the page's
+own first paragraph; ``{study-costs}`` lists it with what each study costs, ``{study-full-width}``
+what the article's own example would. A study without a table says so.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import claim_html
+import numpy as np
 import pandas as pd
+import yaml
 from claim_pages import ClaimsDirective
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from lipbook.notebook.results import Entry, Results
+from lipbook.notebook.results import Entry, Finding, Results
 
 #: Facts of a provenance that are shown otherwise.
 _ELSEWHERE = ("cells", "rows", "code", "criteria")
@@ -70,21 +73,68 @@ def read(root: Path, name: str) -> Study:
     )
 
 
-def protocol(text: str, others: Container[str] = ()) -> str:
-    """Return a docstring as Markdown: no roles, and the names of `others` lead to their pages."""
-    text = re.sub(r":[a-z]+:(?=`)", "", text)
+def protocol(
+    text: str, others: Container[str] = (), equations: Mapping[int, str] | None = None
+) -> str:
+    """Return a docstring as Markdown, with links: of equations, `others` are the pages' names."""
+    text = re.sub(r":cite:(?=`)", "{cite:t}", text)
+    text = re.sub(r"(?<!}):[a-z]+:(?=`)", "", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
-    return re.sub(r"`(\w+)`", lambda m: _page(m[1]) if m[1] in others else m[0], text)
+    text = re.sub(r"(?<!})`(\w+)`", lambda m: _page(m[1]) if m[1] in others else m[0], text)
+    for number, chapter in (equations or {}).items():
+        link = f'<a href="../{chapter}.html#eq-{number}">({number})</a>'
+        text = text.replace(f"({number})", link)
+    return text
 
 
-def columns(study: Study) -> str:
-    """Return a Markdown table of the columns: what they hold, and who decides it."""
+def columns(study: Study, meanings: Mapping[str, str]) -> str:
+    """Return a Markdown table of the columns: what they mean, and what they hold."""
     assert study.table is not None
-    lines = ["| column | role | values |", "| :-- | :-- | :-- |"]
+    first = sum(name in study.cells for name in study.table)
+    lines = [
+        f"The first {first} columns say which run it is, the others what it found.\n",
+        "| column | meaning | values |",
+        "| :-- | :-- | :-- |",
+    ]
     for name, column in study.table.items():
-        part = "set" if name in study.cells else "found"
-        lines.append(f"| `{name}` | {part} | {_values(column)} |")
+        lines.append(f"| `{name}` | {meanings.get(str(name), '')} | {_values(column)} |")
     return "\n".join(lines)
+
+
+def means(root: Path, name: str) -> dict[str, str]:
+    """Return what the columns of a study's table mean."""
+    path = root / "book" / "studies" / "columns.yml"
+    told = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {**told.get("every study", {}), **told.get(name, {})}
+
+
+def result(table: pd.DataFrame, where: str, rows: str, values: str, across: str = "") -> str:
+    """Return means over some rows of a table, as a Markdown table.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of a study.
+    where : str
+        Which rows, as `pandas.DataFrame.query` reads it.
+    rows, values : str
+        Columns, with semicolons between them: what has a row each, and what is averaged; of a
+        column "log x", exp of the mean.
+    across : str
+        A column whose values have a column each, if one is averaged.
+    """
+    keys, shown = rows.split("; "), values.split("; ")
+    part = table.query(where)
+    found = part.groupby(keys + [across] * bool(across), sort=False)[shown].mean()
+    logarithms = [name for name in shown if name.startswith("log ")]
+    found[logarithms] = np.exp(found[logarithms])
+    if across:
+        found = found[shown[0]].unstack(across)[list(part[across].unique())]
+    found = found.map(_digits).reset_index()
+    heads = [str(name).removeprefix("log ").replace("_", " ") for name in found]
+    sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
+    lines = [f"| {' | '.join(line)} |" for line in (heads, sides, *found.map(_key).to_numpy())]
+    return "\n".join([":::{table}", ":class: compact", *lines, ":::"])
 
 
 def provenance(study: Study) -> str:
@@ -144,16 +194,6 @@ def cost(study: Study) -> str:
     )
 
 
-def answers(study: Study, results: Results) -> str:
-    """Return what the claims that rest on a study say that came out, as HTML."""
-    return "".join(
-        f"<p>{_asked(entry)} <strong>{entry.verdict.capitalize()}.</strong>"
-        f" {claim_html.text(entry.finding)}</p>"
-        for entry in results.claims
-        if study.name in entry.studies
-    )
-
-
 def criteria(study: Study, results: Results) -> str:
     """Return the criteria that the table is held against, as HTML, a claim after the other."""
     found = [_of_claim(entry, study) for entry in results.claims if _concerns(entry, study)]
@@ -161,22 +201,23 @@ def criteria(study: Study, results: Results) -> str:
 
 
 def costs(root: Path, results: Results) -> str:
-    """Return a Markdown table: what each study asks, what it took, and what rests on it."""
+    """Return a Markdown table: what came out of each study, what rests on it, what it took."""
     lines = [
-        "| question | the whole | claims | on | cells | a cell | 1,000 seeds |",
-        "| :-- | --: | :-- | :-- | --: | --: | --: |",
+        ":::{table}",
+        ":class: stacked",
+        "| study | what came out | claims | cost |",
+        "| :-- | :-- | :-- | --: |",
     ]
-    for path in sorted((root / "book" / "studies").glob("*.json")):
-        study = read(root, path.stem)
-        each, whole, thousand, _ = spent(study)
-        resting = [entry for entry in results.claims if study.name in entry.studies]
-        claims = ", ".join(f"{entry.id} {entry.verdict}" for entry in resting) or "–"
+    contents = (root / "_toc.yml").read_text(encoding="utf-8")
+    tables = (root / "book" / "studies").glob("*.json")
+    for path in sorted(tables, key=lambda p: contents.index(f"studies/{p.stem}\n")):
+        title, told, *_ = path.with_suffix(".md").read_text(encoding="utf-8").split("\n\n")
+        claims = ", ".join(e.id for e in results.claims if path.stem in e.studies) or "–"
         lines.append(
-            f"| [{_title(path)}]({path.stem}.md) | {_whole(whole)} | {claims} |"
-            f" {_device(study.facts).removeprefix('NVIDIA ')} | {study.facts['cells']:,} |"
-            f" {_whole(each)} | {_whole(thousand) if thousand else '–'} |"
+            f"| [{title.lstrip('# ').strip()}]({path.stem}.md) | {' '.join(told.split())} |"
+            f" {claims} | {_whole(spent(read(root, path.stem)).whole)} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, ":::"])
 
 
 def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
@@ -198,21 +239,23 @@ def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
     )
 
 
-def markdown(study: Study, results: Results, others: Container[str] = ()) -> str:
+def markdown(
+    study: Study,
+    results: Results,
+    others: Container[str] = (),
+    meanings: Mapping[str, str] | None = None,
+) -> str:
     """Return the text of a study's page."""
     # Headings first and last: docutils puts text without one after the sections.
-    answer = answers(study, results)
-    told = (
-        (f"## What came out\n\n{answer}\n\n" if answer and study.table is not None else "")
-        + f"## The protocol\n\n{protocol(study.protocol, others)}\n\n"
-        f"## What it is held against\n\n{criteria(study, results)}"
-    )
+    equations = {e.number: e.chapter for e in results.equations}
+    paragraphs = protocol(study.protocol, others, equations).split("\n\n")
+    guessed = "\n\n".join(p for p in paragraphs if p.startswith("Cost"))
+    described = "\n\n".join(p for p in paragraphs if not p.startswith("Cost"))
+    told = f"## The criteria\n\n{criteria(study, results)}\n\n## The protocol\n\n{described}"
     if study.table is None:
-        missing = (
-            "There is no table, and no verdict rests on this study: it is planned, with its cost."
-        )
+        missing = "There is no table, and no verdict rests on this study: it is planned."
         way = f"`make study STUDY={study.name}` measures it."
-        return f"{told}\n\n## Not measured yet\n\n{missing} {way}"
+        return f"{told}\n\n## Not measured yet\n\n{missing} {way} {guessed}"
     name, (rows, width) = study.name, study.table.shape
     size = f"{rows:,} rows of {study.facts['cells']:,} cells, {width} columns"
     again = f"`make study STUDY={name}` measures it anew, with `CHECK=20` it repeats twenty cells."
@@ -221,9 +264,9 @@ def markdown(study: Study, results: Results, others: Container[str] = ()) -> str
             told,
             "## The table",
             f"{size}: {{download}}`{name}.csv.zip <{name}.csv.zip>`.",
-            columns(study),
+            columns(study, meanings or {}),
             f"{cost(study)} {again} {{download}}`{name}.json <{name}.json>` has every digest.",
-            f":::{{dropdown}} How it came about\n{provenance(study)}\n:::",
+            f":::{{dropdown}} How it came about\n{provenance(study)}\n\n{guessed}\n:::",
         ]
     )
 
@@ -239,11 +282,22 @@ class StudyPage(ClaimsDirective):
         for path in (root / "studies" / f"{name}.py", self.book / "studies" / f"{name}.csv"):
             self.env.note_dependency(str(path))
         others = {path.stem for path in (self.book / "studies").glob("*.md")} - {name}
-        return markdown(read(root, name), self.results, others)
+        return markdown(read(root, name), self.results, others, means(root, name))
+
+
+class StudyResult(ClaimsDirective):
+    """What came out of a study, in a table of means: see `result` for the options."""
+
+    required_arguments = 1
+    option_spec = dict.fromkeys(("where", "rows", "values", "across"), str)
+
+    def markdown(self) -> str:
+        """Return the table."""
+        return result(read(self.book.parent, self.arguments[0]).table, **self.options)
 
 
 class StudyCosts(ClaimsDirective):
-    """What each study asks and costs."""
+    """What came out of each study, and what it cost."""
 
     def markdown(self) -> str:
         """Return a table."""
@@ -281,11 +335,6 @@ def _device(facts: dict[str, Any]) -> str:
     return str(facts.get("device", "CPU")).removesuffix(" 80GB HBM3")
 
 
-def _title(table: Path) -> str:
-    """Return the heading of a study's page."""
-    return table.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-
-
 def _page(name: str) -> str:
     return f"[`{name}`]({name}.md)"
 
@@ -307,10 +356,12 @@ def _values(column: pd.Series) -> str:
     more = f"; {missing:,} missing" if missing else ""
     distinct = sorted(column.dropna().unique())
     if not pd.api.types.is_numeric_dtype(column):
-        listed = ", ".join(str(value).replace("|", "\\|") for value in distinct)
+        listed = " · ".join(str(value).replace("|", "\\|") for value in distinct)
         return (listed if len(distinct) <= _SHOWN else f"{len(distinct)} texts") + more
     if len(distinct) <= _SHOWN:
-        return ", ".join(map(_number, distinct)) + more
+        return " · ".join(map(_number, distinct)) + more
+    if column.name in ("seed", "run", "step"):
+        return f"{len(distinct)} of them, from {_number(distinct[0])} to {_number(distinct[-1])}"
     low, middle, high = map(_number, column.quantile([0, 0.5, 1]))
     return f"{low} to {high}, median {middle}{more}"
 
@@ -327,14 +378,20 @@ def _of_claim(entry: Entry, study: Study) -> str:
     """Return a claim with those of its criteria that are about the study's table."""
     about = [f for f in entry.criteria if study.name in {s.study for s in f.stated}]
     orders = {claim_html.came_about(s) for f in about for s in f.stated}
-    items = "".join(claim_html.criterion(f, ordered=len(orders) > 1) for f in about)
-    when = f" Each was {orders.pop()}." if len(orders) == 1 else ""
+    common = orders if len(orders) == 1 else set()
+    when = "".join(f" Each was {order}." for order in common)
+
+    def notes(finding: Finding) -> list[str]:
+        return [note for note in claim_html.history(finding) if note not in common]
+
+    told = claim_html.table(about, notes) if about else ""
     if entry.planned and entry.id in study.claims:
         later = [c for c in entry.planned if c.study in ("", study.name)]
-        items += "".join(map(claim_html.planned, later))
+        told += f"<ul>{''.join(map(claim_html.planned, later))}</ul>"
     others = [f'<a href="{n}.html">{n}</a>' for n in entry.studies if n != study.name]
     shared = f" It also rests on {', '.join(others)}." if others else ""
-    return f"<p>{_asked(entry)} <strong>{entry.verdict}</strong>.{when}{shared}</p><ul>{items}</ul>"
+    verdict = f"<strong>{entry.verdict.capitalize()}.</strong>"
+    return f"<p>{_asked(entry)} {verdict}{when}{shared}</p>{told}"
 
 
 def _asked(entry: Entry) -> str:
@@ -346,7 +403,24 @@ def _asked(entry: Entry) -> str:
 def _time(seconds: float) -> str:
     """Return a time to two digits, in the unit that a person would take."""
     size, unit = next((size, unit) for begin, size, unit in _UNITS if seconds >= begin)
-    return f"{float(f'{seconds / size:.2g}'):,.10g} {unit}"
+    return f"{_person(seconds / size)} {unit}"
+
+
+def _person(value: float) -> str:
+    """Return a number to two digits."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _digits(value: float) -> str:
+    """Return a number to two digits, zeros included, or a dash if there is none."""
+    if value != value:
+        return "–"
+    value = float(f"{value:.2g}")
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.2g}"
+
+
+def _key(value: Any) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _whole(seconds: float) -> str:
@@ -357,6 +431,7 @@ def _whole(seconds: float) -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("study", StudyPage)
+    app.add_directive("study-result", StudyResult)
     app.add_directive("study-costs", StudyCosts)
     app.add_directive("study-full-width", FullWidth)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -193,7 +193,7 @@ class Claim(_Entry):
     test: str = ""
     """Of a claim that fails as printed: the test that fails on the printed statement."""
     figure: str = ""
-    """The name of the figure that draws the counterexample."""
+    """The name of the figure that draws the counterexample, if one does."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Claim:
@@ -220,7 +220,7 @@ class Claim(_Entry):
             case "not tested":
                 return "reason", "scope", "criteria" if self.criteria else "planned"
             case "fails as printed":
-                return *tested, "counterexample", "corrected", "test", "figure"
+                return *tested, "counterexample", "corrected", "test"
             case "not reproduced here" | "undecided":
                 return *tested, "decisive"
         return tested

@@ -22,7 +22,7 @@ SITE = CHECKED / "html"
 
 FINDING = {"id": "size", "quantity": "size", "kind": "measured", "relation": "<", "bound": 1.0}
 FINDING |= {"role": "decides", "values": [0.1, 0.2], "interval": [0.1, 0.2], "state": "met"}
-FINDING |= {"text": "size: 0.15 < 1", "p": 0.0004}
+FINDING |= {"text": "size: 0.15 < 1", "p": 0.0004, "seeds_held": 2}
 WORDS = ("scope", "finding", "reason", "decisive", "counterexample", "corrected", "test", "figure")
 ENTRY = {"id": "T1", "chapter": "01_tiny", "section": "S", "equations": [3], "kind": "theorem"}
 ENTRY |= {"says": "Small things are small.", "studies": [], "verdict": "holds"}
@@ -43,10 +43,9 @@ def test_a_card_is_small_and_opens_to_its_numbers():
     folded = card.details.extract()
     assert "T1 Small things are small. holds" in card.get_text()
     assert "The finding." in card.get_text()
-    assert "0.15" not in card.get_text()
-    assert "size: 0.15 < 1 · measured; p < 0.001 after Holm; met" in folded.get_text().replace(
-        "1 measured", "1 · measured"
-    )
+    assert "size" not in card.get_text()
+    told = "size: 0.15 ± 0.64; asked: below 1 measured; p < 0.001 after Holm; met (2 of 2)"
+    assert told in folded.get_text()
     assert card.section["id"] == "claim-T1"
     assert folded.a["href"] == "ledger.html#T1"
 
@@ -58,7 +57,9 @@ def test_a_card_is_small_and_opens_to_its_numbers():
         ({"p": 0.0321}, "p = 0.032 after Holm"),
         ({"state": "reversed"}, "the other way"),
         ({"state": "undecided"}, "undecided"),
-        ({"state": "", "text": ""}, "size < 1 measured; p < 0.001 after Holm; not measured"),
+        ({"values": [], "state": ""}, "size: not measured; asked: below 1 measured"),
+        ({"bound": -0.5, "values": [-0.25] * 3}, "size: −0.25; asked: below −0.5 measured"),
+        ({"relation": "≈", "tolerance": 0.05, "kind": "computed"}, "asked: 1 within 0.05 computed"),
         ({"after_the_fact": True}, "stated after the fact"),
         ({"kind": "published", "source": "Miyato 2018, table 2"}, "Miyato 2018, table 2"),
         (
@@ -80,7 +81,7 @@ def test_a_row_has_what_the_menus_ask_for():
     facts = {name: row[f"data-{name}"] for name in ("verdict", "kind", "chapter")}
     assert facts == {"verdict": "holds", "kind": "measured", "chapter": "01_tiny"}
     assert row["id"] == "T1"
-    assert "(3)" in row.summary.get_text()
+    assert "H T1 Small things are small. eq. 3" in row.summary.get_text()
     assert row.a["href"] == "01_tiny.html#claim-T1"
 
 
@@ -141,9 +142,17 @@ def test_a_review_rates_what_can_be_rated(verdict):
 
 
 def test_the_sentence_about_evidence_counts():
-    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 2}, 1)
-    assert sentence.startswith("The verdicts rest on 3 criteria: 1 proved and 2 measured.")
-    assert "Of these, 1 were written down before" in sentence
+    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 3}, 1)
+    assert sentence.startswith("The verdicts rest on 4 criteria: 1 proved and 3 measured.")
+    assert (
+        "Of the measured ones, 1 were written down before the measurement and 2 after" in sentence
+    )
+
+
+def test_a_table_of_criteria_has_no_inequality_that_does_not_hold():
+    table = parsed(claim_html.table(entry({"state": "undecided", "seeds_held": 1}).criteria))
+    cells = [cell.get_text(strip=True) for cell in table.select("td")]
+    assert cells == ["size", "0.15 ± 0.64", "below 1", "undecided (1 of 2)"]
 
 
 @pytest.mark.parametrize(("scale", "told"), [("linear", "2.3"), ("log", "2")])
@@ -199,6 +208,22 @@ def test_the_ledger_has_a_row_a_claim_in_the_articles_order():
 def test_each_claim_that_did_not_hold_has_its_section(name, verdicts):
     told = [heading.get_text().partition(":")[0] for heading in page(name).select("section h2")]
     assert sorted(told) == sorted(e.id for e in built().claims if e.verdict in verdicts)
+
+
+@pytest.mark.parametrize("name", ["index", "errata"])
+def test_what_fails_is_listed_and_each_link_has_its_section(name):
+    sections = {
+        f"errata.html#{section['id']}" for section in page("errata").select("section > section")
+    }
+    links = [link["href"] for link in page(name).select("article a[href*='errata.html#']")]
+    assert sorted(links) == sorted(sections)
+
+
+def test_the_page_of_other_seeds_counts_them():
+    tried = [entry for entry in built().claims if entry.seeds]
+    moved = [entry.id for entry in tried if entry.seeds.others]
+    listed = [item.a.get_text() for item in page("own_run").select("article ul > li:has(strong)")]
+    assert listed in ([], moved)  # of a run of one's own it has the numbers
 
 
 def test_the_ledger_explains_each_verdict_that_it_has():

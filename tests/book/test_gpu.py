@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import gpu_page
-import pytest
 
 from workflow import environment, gpu
 from workflow.project import ROOT
@@ -64,7 +63,7 @@ def test_it_runs_to_its_end_and_leaves_one_record(tmp_path):
         "penalty",
     }
     assert record["machine"]["device"]
-    assert "A critic's step" in gpu_page.markdown(record)
+    assert "| our SN |" in gpu_page.part(record, "step times")
 
 
 def test_a_chapter_is_run_and_what_its_cells_do_is_noted(tmp_path, monkeypatch):
@@ -143,22 +142,19 @@ def test_images_that_fit_are_kept_of_the_widest_first(tmp_path):
             for x in gpu._within(iter(lines), most)] == [True]  # fmt: skip
 
 
-@pytest.mark.parametrize("missing", ["step times", "chapters", "studies"])
-def test_the_page_says_which_part_is_missing(missing):
+def test_the_page_says_which_part_is_missing():
     record = {
         "machine": {"device": "CPU"},
-        "step times": [{"method": "plain", "precision": "float32", "milliseconds": 1.0}],
         "chapters": {
             "01": {"passed": 3, "cells": 4, "whole": True, "quantities": [
                 {"claim": "LC1", "criterion": "share", "relative": 0.125}]}
         },
         "studies": {"classes": {"cells": 3, "failed": 0, "seconds": 60.0}},
+        "times of cycles": {"step_times": {"cells": 2, "failed": 0, "seconds": 6.0}},
     }  # fmt: skip
-    whole = gpu_page.markdown(record)
-    assert "0.12 (LC1, share)" in whole
-    assert "stopped before" not in whole
+    assert "0.12 (LC1, share)" in gpu_page.part(record, "chapters")
+    assert "| step_times | 2 |" in gpu_page.part(record, "studies")
+    assert "stopped before" in gpu_page.part(record, "step times")
     idle = {"passed": 0, "cells": 4, "whole": False, "quantities": [], "log": "x\nE   No module"}
-    told = gpu_page.markdown(record | {"chapters": {"01": idle, "02": idle}})
+    told = gpu_page.part({"chapters": {"01": idle, "02": idle}}, "chapters")
     assert "No cell of a chapter was run." in told
-    del record[missing]
-    assert "stopped before" in gpu_page.markdown(record)

@@ -55,21 +55,22 @@ def told(root: Path, **entry: object) -> str:
     elsewhere = {**judged, "id": "other", "quantity": "elsewhere", "stated": []}
     fields = {**ENTRY, "studies": ["toy"], "criteria": [judged, elsewhere], **entry}
     found = results.Results(claims=[results.Entry(**fields)])
-    return study_page.markdown(study_page.read(root, "toy"), found)
+    return study_page.markdown(study_page.read(root, "toy"), found, (), {"kind": "what it is"})
 
 
 def test_a_page_tells_protocol_criteria_table_and_origin(root):
     text = told(root)
     assert "A study of `toys`, by `cells`." in text
     assert "4 rows of 4 cells, 3 columns: {download}`toy.csv.zip <toy.csv.zip>`" in text
-    assert "| `kind` | set | ball, bear |" in text
-    assert "| `size` | found | 7.5 |" in text
+    assert "The first 2 columns say which run it is" in text
+    assert "| `kind` | what it is | ball · bear |" in text
+    assert "| `size` |  | 7.5 |" in text
     assert "| measured | 2026-11-27 |" in text
     assert "| checked again | 2 cells on 2026-11-28 |" in text
     assert "| code | 2 definitions, each with its digest |" in text
     shown = BeautifulSoup(text, "html.parser").get_text()
     assert "Each was stated after the table of toy was measured on 2026-11-27." in shown
-    assert "size < 1 measured; not measured" in shown
+    assert shown.index("Cost: guessed.") > shown.index("How it came about")
     assert shown.count("stated after") == 1
     assert "elsewhere" not in shown
 
@@ -124,19 +125,32 @@ def test_the_name_of_another_study_leads_to_its_page():
     )
 
 
-def test_a_page_begins_with_what_came_out(root):
-    text = told(root, finding="They are a ball's size.")
-    assert text.startswith("## What came out\n")
-    shown = BeautifulSoup(text, "html.parser").get_text()
-    assert "T1 Toys are small. Holds. They are a ball's size." in shown
+def test_equations_and_papers_are_links():
+    told = study_page.protocol("As (21) says, in :cite:`a2018`; not (22).", (), {21: "05_wgan"})
+    link = '<a href="../05_wgan.html#eq-21">(21)</a>'
+    assert told == f"As {link} says, in {{cite:t}}`a2018`; not (22)."
 
 
-def test_the_costs_have_questions_claims_and_a_person_s_numbers(root):
-    (root / "book" / "studies" / "toy.md").write_text("# How large are toys?\n")
+def test_a_result_is_a_mean_to_two_digits():
+    table = pd.DataFrame(
+        {"kind": ["a", "a", "b"], "way": ["x", "y", "x"], "size": [1.0, 3.0, 14.2]}
+    )
+    lines = study_page.result(table, "size > 0", "kind", "size").splitlines()[2:-1]
+    assert lines == ["| kind | size |", "| :-- | --: |", "| a | 2.0 |", "| b | 14 |"]
+    across = study_page.result(table, "size > 0", "kind", "size", "way").splitlines()
+    assert across[-2] == "| b | 14 | – |"
+    logs = study_page.result(
+        table.rename(columns={"size": "log size"}), "way == 'x'", "kind", "log size"
+    )
+    assert logs.splitlines()[4] == "| a | 2.7 |"
+
+
+def test_the_costs_have_what_came_out_claims_and_a_person_s_numbers(root):
+    (root / "book" / "studies" / "toy.md").write_text("# Toys\n\nThey are\nsmall.\n\nMore.\n")
+    (root / "_toc.yml").write_text("- file: book/studies/toy\n")
     entry = results.Entry(**{**ENTRY, "studies": ["toy"], "criteria": []})
-    row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-1]
-    expected = "| [How large are toys?](toy.md) | 12 s | T1 holds | CPU | 4 | 3 s | 1.7 h |"
-    assert row.replace("\u00a0", " ") == expected
+    row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-2]
+    assert row.replace("\u00a0", " ") == "| [Toys](toy.md) | They are small. | T1 | 12 s |"
 
 
 def test_without_a_table_a_page_says_so_and_what_waits(root):
@@ -145,7 +159,13 @@ def test_without_a_table_a_page_says_so_and_what_waits(root):
     text = told(root, studies=[], planned=[planned])
     assert "## Not measured yet" in text
     assert "## The table" not in text
-    assert "would be what confines; not measured yet" in text
+    assert "confines; planned, not measured" in text
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_column_has_a_meaning(name):
+    meanings = study_page.means(ROOT, name)
+    assert [column for column in studies.load(name) if column not in meanings] == []
 
 
 def test_every_study_has_a_page_in_the_contents():

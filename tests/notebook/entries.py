@@ -21,4 +21,3 @@ ENTRY = {
     "finding": "They are.",
 }
 FAILING = {"counterexample": "2 is not.", "corrected": "Some are.", "test": "tests/x.py::x"}
-FAILING |= {"figure": "fig-two"}
