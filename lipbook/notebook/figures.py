@@ -6,15 +6,11 @@ Colours are Okabe and Ito's palette, which readers with any common colour vision
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML
-from matplotlib.animation import Animation
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -37,19 +33,6 @@ PALETTE = {
 DIVERGING = "PuOr"
 #: The colour map for magnitudes.
 SEQUENTIAL = "cividis"
-
-#: What stands on the buttons of a player, for matplotlib's icons, whose font is on the network.
-_BUTTONS = {
-    "minus": "−",
-    "fast-backward": "⇤",
-    "step-backward": "←",
-    "play fa-flip-horizontal": "◀",
-    "pause": "❚❚",
-    "play": "▶",
-    "step-forward": "→",
-    "fast-forward": "⇥",
-    "plus": "+",
-}
 
 _STYLE: Any = {
     "axes.prop_cycle": cycler(color=list(PALETTE.values())),
@@ -221,47 +204,3 @@ def polygons(ax: Axes, regions: Sequence[ArrayLike], values: ArrayLike, *, label
     ax.add_collection(drawn)
     ax.figure.colorbar(drawn, ax=ax, label=label)
     ax.grid(visible=False)
-
-
-def player(animation: Animation, name: str, alt: str, caption: str) -> HTML:
-    """Return an animation as a picture with controls, which needs nothing from the network.
-
-    Parameters
-    ----------
-    animation : Animation
-        Each frame is stored as an image: few and small ones keep the page light.
-    name : str
-        An identifier that no other player of the page has. With it in place of matplotlib's
-        random one, the same frames give the same text.
-    alt : str
-        What is seen, for those who do not see it.
-    caption : str
-        What the animation shows; it stands below, as with any figure.
-
-    Raises
-    ------
-    ValueError
-        If `name` is no identifier.
-
-    Examples
-    --------
-    >>> from matplotlib.animation import ArtistAnimation
-    >>> figure, axes = panels(1)
-    >>> frames = ArtistAnimation(figure, [axes[0].plot([0, 1], [0, k]) for k in (1, 2)])
-    >>> 'alt="It tilts."' in player(frames, "tilt", "It tilts.", "Two slopes.").data
-    True
-    >>> player(frames, "a tilt", "It tilts.", "Two slopes.")
-    Traceback (most recent call last):
-    ValueError: name must be an identifier, got 'a tilt'
-    >>> plt.close(figure)
-    """
-    if not name.isidentifier():
-        raise ValueError(f"name must be an identifier, got {name!r}")
-    page = animation.to_jshtml(default_mode="once")
-    page = re.sub(r"<link[^>]*>", "", page)
-    page = re.sub(r'<i class="fa fa-([^"]*)"></i>', lambda icon: _BUTTONS[icon[1]], page)
-    page = page.replace("<img ", f'<img alt="{html.escape(alt)}" ')
-    page = page.replace('type="range" ', 'type="range" aria-label="Frame" ')
-    page = page.replace(' action="#n"', "")  # a form that goes nowhere needs no address
-    page = f"<figure>{page}<figcaption><p>{html.escape(caption)}</p></figcaption></figure>"
-    return HTML(re.sub(r"(?<=anim)(_\w+?_?)?[0-9a-f]{32}", rf"\g<1>_{name}", page))

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import re
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.animation import ArtistAnimation
 from matplotlib.colors import to_hex, to_rgb
 
 from lipbook.notebook import figures
@@ -112,35 +109,3 @@ def test_polygons_and_values_pair_up(values):
     _, (ax,) = figures.panels(1)
     with pytest.raises(ValueError, match="got 2 regions and values of shape"):
         figures.polygons(ax, [TRIANGLE, SQUARE], values, label="slope")
-
-
-def moving(n_frames: int = 3) -> ArtistAnimation:
-    figure, (ax,) = figures.panels(1, size=(1.0, 1.0))
-    return ArtistAnimation(figure, [ax.plot([0, 1], [0, k]) for k in range(n_frames)])
-
-
-def test_player_needs_no_network_and_says_what_is_seen():
-    page = figures.player(moving(), "tilt", 'A "line" tilts.', "From <flat> to steep.").data
-    assert page.endswith("<figcaption><p>From &lt;flat&gt; to steep.</p></figcaption></figure>")
-    assert "action=" not in page
-    assert "http" not in page
-    assert "fa-" not in page
-    assert 'alt="A &quot;line&quot; tilts."' in page
-    assert page.count("data:image/png;base64") == 3
-    unlabelled = [tag for tag in re.findall(r"<input[^>]*range[^>]*>", page) if "aria-" not in tag]
-    assert unlabelled == []
-    assert all(text.strip() for text in re.findall(r"<button[^>]*>(.*?)</button>", page, re.DOTALL))
-
-
-def test_player_is_the_same_text_each_time():
-    animation = moving()
-    first, second = (figures.player(animation, "tilt", "A line.", "Slopes.").data for _ in range(2))
-    assert first == second
-    assert "anim_tilt = new Animation" in first
-
-
-def test_player_refuses_a_name_that_javascript_would():
-    animation = moving()
-    figures.player(animation, "tilt", "A line.", "Slopes.")
-    with pytest.raises(ValueError, match="name must be an identifier, got 'a tilt'"):
-        figures.player(animation, "a tilt", "A line.", "Slopes.")
