@@ -21,8 +21,7 @@ from workflow.project import BUILD, WorkflowError, documents, written
 PDF = BUILD / "lipbook.pdf"
 #: What is of use on a screen alone. Of the ledger the rows stay: their numbers are in the cards.
 _SCREEN = (
-    ".headerlink, .claim-filters, .touch-inputs, details.hide, details.claim-row > div,"
-    " figure:has(.animation), script"
+    ".headerlink, .claim-filters, .touch-inputs, details.hide, details.claim-row > div, script"
 )
 #: What a page needs to look as it does: its styles, MathJax and what prepares a page for paper.
 _STYLES = 'link[rel="stylesheet"]'
