@@ -1,9 +1,9 @@
 """Chapter 4's study: eight ways to train on few, partly mislabelled digits, each at its best.
 
 All methods of a setting share the data, the first weights, the order of the batches, the optimizer
-and the number of steps. Each has a grid of five strengths, to be chosen from on validation data,
-whose labels are as noisy as those of the training. Everything is done in float64, so that the
-differences between two machines stay small over a whole training.
+and the number of steps. Each has a grid of five strengths, and may also do without; it is chosen on
+validation data, whose labels are as noisy as those of the training. Everything is done in float64,
+so that the differences between two machines stay small over a whole training.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def columns(study: Study, meanings: Mapping[str, str]) -> str:
     assert study.table is not None
     first = sum(name in study.cells for name in study.table)
     lines = [
-        f"The first {first} columns say which run it is, the others what it found.\n",
+        f"The first {first} columns name a cell, run in one piece; the others, its rows.\n",
         "| column | meaning | values |",
         "| :-- | :-- | :-- |",
     ]
@@ -108,7 +108,9 @@ def means(root: Path, name: str) -> dict[str, str]:
     return {**told.get("every study", {}), **told.get(name, {})}
 
 
-def result(table: pd.DataFrame, where: str, rows: str, values: str, across: str = "") -> str:
+def result(
+    table: pd.DataFrame, where: str, rows: str, values: str, across: str = "", best: str = ""
+) -> str:
     """Return means over some rows of a table, as a Markdown table.
 
     Parameters
@@ -122,9 +124,15 @@ def result(table: pd.DataFrame, where: str, rows: str, values: str, across: str 
         column "log x", exp of the mean.
     across : str
         A column whose values have a column each, if one is averaged.
+    best : str
+        A column, and those that name a run: of each run only the row counts where the first is
+        largest, and of equals the last.
     """
     keys, shown = rows.split("; "), values.split("; ")
     part = table.query(where)
+    if best:
+        score, *run = best.split("; ")
+        part = part.loc[sorted(part[::-1].groupby(run, sort=False)[score].idxmax())]
     found = part.groupby(keys + [across] * bool(across), sort=False)[shown].mean()
     logarithms = [name for name in shown if name.startswith("log ")]
     found[logarithms] = np.exp(found[logarithms])
@@ -289,7 +297,7 @@ class StudyResult(ClaimsDirective):
     """What came out of a study, in a table of means: see `result` for the options."""
 
     required_arguments = 1
-    option_spec = dict.fromkeys(("where", "rows", "values", "across"), str)
+    option_spec = dict.fromkeys(("where", "rows", "values", "across", "best"), str)
 
     def markdown(self) -> str:
         """Return the table."""

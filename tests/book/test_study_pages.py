@@ -62,7 +62,7 @@ def test_a_page_tells_protocol_criteria_table_and_origin(root):
     text = told(root)
     assert "A study of `toys`, by `cells`." in text
     assert "4 rows of 4 cells, 3 columns: {download}`toy.csv.zip <toy.csv.zip>`" in text
-    assert "The first 2 columns say which run it is" in text
+    assert "The first 2 columns name a cell" in text
     assert "| `kind` | what it is | ball · bear |" in text
     assert "| `size` |  | 7.5 |" in text
     assert "| measured | 2026-11-27 |" in text
@@ -143,6 +143,12 @@ def test_a_result_is_a_mean_to_two_digits():
         table.rename(columns={"size": "log size"}), "way == 'x'", "kind", "log size"
     )
     assert logs.splitlines()[4] == "| a | 2.7 |"
+
+
+def test_of_each_run_the_best_row_counts_and_of_equals_the_last():
+    table = pd.DataFrame({"run": [0, 0, 0, 1], "right": [1, 3, 3, 2], "size": [1.0, 2.0, 3.0, 5.0]})
+    told = study_page.result(table.assign(kind="a"), "run < 2", "kind", "size", best="right; run")
+    assert told.splitlines()[4] == "| a | 4.0 |"
 
 
 def test_the_costs_have_what_came_out_claims_and_a_person_s_numbers(root):
