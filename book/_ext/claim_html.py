@@ -126,10 +126,12 @@ def criterion(finding: Finding) -> str:
 
 
 def table(
-    findings: Iterable[Finding], notes: Callable[[Finding], Sequence[str]] = lambda _: ()
+    findings: Iterable[Finding],
+    notes: Callable[[Finding], Sequence[str]] = lambda _: (),
+    bound: str = "asked",
 ) -> str:
     """Return criteria as a table: what was found, what was asked, what follows, and notes."""
-    heads = "".join(f"<th>{head}</th>" for head in ("quantity", "found", "asked", "outcome"))
+    heads = "".join(f"<th>{head}</th>" for head in ("quantity", "found", bound, "outcome"))
     rows = "".join(
         f"<tr><td>{text(f.quantity)} {_muted(notes(f))}</td><td>{text(found(f))}</td>"
         f"<td>{text(asked(f))}</td><td>{text(outcome(f))}</td></tr>"

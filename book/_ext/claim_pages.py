@@ -2,12 +2,14 @@
 
 ``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-fails``,
 ``claims-errata``, ``claims-undecided``, ``claims-equations`` and ``claims-own-run``; the role
-``claim-number`` is one number. In a chapter, the line of a check becomes the claim's card.
+``claim-number`` is one number, ``claim-found`` has its interval. In a chapter, the line of a check
+becomes the claim's card.
 """
 
 import base64
 import functools
 import html
+import itertools
 import json
 import math
 from pathlib import Path
@@ -30,11 +32,13 @@ from lipbook.notebook.catalogue import (
     UNDECIDED,
     VERDICTS,
 )
-from lipbook.notebook.results import Entry, Results
+from lipbook.notebook.results import Entry, Finding, Results
 from lipbook.notebook.verdicts import interval
 
 DATA = "claims.json"
 LEDGER = "book/ledger"
+#: How a sentence begins with a number.
+_COUNTS = dict(enumerate(["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"]))
 
 
 def read(book: Path) -> Results:
@@ -102,9 +106,9 @@ class ClaimsDirective(SphinxDirective):
     def printed(self, entry: Entry) -> str:
         """Return what the article says, and where."""
         chapters = {e.number: e.chapter for e in self.results.equations}
-        where = [f"*{entry.section}*"] + [
-            f"equation {_link(f'{chapters[n]}.html#eq-{n}', f'({n})')}" for n in entry.equations
-        ]
+        links = [_link(f"{chapters[n]}.html#eq-{n}", f"({n})") for n in entry.equations]
+        numbers = f"equation{'s' * (len(links) > 1)} {' and '.join(links)}"
+        where = [f"*{entry.section}*", *[numbers] * bool(links)]
         return f"**The article says** ({', '.join(where)}): {entry.says}"
 
 
@@ -182,7 +186,8 @@ class Fails(ClaimsDirective):
         if self.arguments:
             lines = zip(found, links, strict=True)
             return "\n".join(f"- {entry.says} → {link}" for entry, link in lines)
-        return f"{len(links)} fail as printed: {'; '.join(links)}." if links else ""
+        count = _COUNTS.get(len(found), str(len(found)))
+        return f"{count} fail as printed. What holds instead: {'; '.join(links)}." if links else ""
 
 
 class Errata(ClaimsDirective):
@@ -203,7 +208,7 @@ class Errata(ClaimsDirective):
             *self.picture(entry),
             f"**Corrected.** {entry.corrected}",
             f"**Checked** in {_link(entry.page, entry.id)}:",
-            claim_html.table(refuted),
+            claim_html.table(refuted, bound="refutes if"),
             f"**The test that fails on the printed statement**: `{entry.test}`",
         )
 
@@ -231,15 +236,26 @@ class Undecided(ClaimsDirective):
             if f.state == state and (f.role == "decides" or entry.kind == QUESTION)
         ]
         count = len(entry.criteria) + len(entry.planned)
+        said = self.referred(entry, made)
+        every = "Both" if count == 2 else f"All {count}"
         return _section(
             entry,
             self.printed(entry),
             f"**{entry.verdict.capitalize()}.** {entry.reason or entry.finding}",
             *([f"**What would decide it.** {entry.decisive}"] if entry.decisive else []),
             f"**Tried on.** {entry.scope}",
-            *(["What made the verdict:", claim_html.table(made)] if made else []),
-            f"{_link(f'ledger.html#{entry.id}', f'All {count} criteria')} are in the ledger.",
+            *([f"What made the verdict{said}:", claim_html.table(made)] if made else []),
+            f"{_link(f'ledger.html#{entry.id}', f'{every} criteria')} are in the ledger.",
         )
+
+    def referred(self, entry: Entry, made: list[Finding]) -> str:
+        """Return what "the same" means where its row is not in the table, if a row says it."""
+        if not any(f.quantity.startswith("the same ") for f in made):
+            return ""
+        parts = [f.quantity.split(", ") for f in entry.criteria if f.role == "decides"]
+        alike = itertools.takewhile(lambda p: len(set(p)) == 1, zip(*parts, strict=False))
+        shared = ", ".join(part[0] for part in alike)
+        return f" (*the same*: {_escaped(shared)})" if shared else ""
 
 
 class OwnRun(ClaimsDirective):
@@ -258,6 +274,7 @@ class OwnRun(ClaimsDirective):
     def elsewhere(self) -> str:
         """Return how often the verdicts came out at other seeds."""
         tried = [(entry, entry.seeds) for entry in self.results.claims if entry.seeds]
+        sure = sum(all(f.kind != "measured" for f in entry.criteria) for entry, _ in tried)
         moved = [
             f"- {_link(f'ledger.html#{entry.id}', entry.id)} {entry.says}"
             f" **{entry.verdict.capitalize()}** at {seeds.held} seeds of {seeds.of};"
@@ -266,14 +283,17 @@ class OwnRun(ClaimsDirective):
             if seeds.others
         ]
         fixed = sum(claim_html.from_tables(entry) for entry, _ in tried)
+        free = len(tried) - sure - fixed
         record = json.loads((self.book / "records" / "seeds.json").read_text(encoding="utf-8"))
+        seeds = max(seeds.of for _, seeds in tried)
         return (
-            f"We ran the checks of every chapter at {max(seeds.of for _, seeds in tried)} seeds"
-            f" that had not been used before ({record['measured']}). Of {len(tried)} verdicts"
-            f" {len(tried) - len(moved)} came out the same every time. {len(moved)} did not:\n\n"
+            f"We ran the checks of every chapter at {seeds} seeds that had not been used before"
+            f" ({record['measured']}). Of the {len(tried)} verdicts that were checked, {free} can"
+            f" change with the seed: {free - len(moved)} came out the same at all {seeds} seeds,"
+            f" and {len(moved)} did not:\n\n"
             + "\n".join(moved)
-            + f"\n\nFor {fixed} of those that did, whatever depends on chance stands in the stored"
-            " tables of the long studies and cannot change this way."
+            + f"\n\nThe other {sure + fixed} cannot change this way: {sure} rest on proof,"
+            f" computation or publication alone, {fixed} on the stored tables of the long studies."
         )
 
     def entry(self, entry: Entry) -> str:
@@ -300,14 +320,30 @@ class Number(SphinxRole):
         return [nodes.Text(number(read(book), *self.text.split()))], []
 
 
+class Found(SphinxRole):
+    """What a criterion found, with its interval."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return it as text."""
+        book = Path(self.env.srcdir) / "book"
+        self.env.note_dependency(str(book / DATA))
+        return [nodes.Text(claim_html.found(_finding(read(book), *self.text.split())))], []
+
+
 def number(found: Results, claim: str, criterion: str) -> str:
     """Return the mean of what a criterion found, the geometric one on a log scale."""
+    finding = _finding(found, claim, criterion)
+    low, high = interval([float(value) for value in finding.values], finding.scale)
+    middle = math.sqrt(low * high) if finding.scale == "log" else (low + high) / 2
+    return f"{middle:.2g}"
+
+
+def _finding(found: Results, claim: str, criterion: str) -> Finding:
+    """Return a criterion that has numbers."""
     for entry in found.claims:
         for finding in entry.criteria:
             if (entry.id, finding.id) == (claim, criterion) and finding.values:
-                low, high = interval([float(value) for value in finding.values], finding.scale)
-                middle = math.sqrt(low * high) if finding.scale == "log" else (low + high) / 2
-                return f"{middle:.2g}"
+                return finding
     raise ExtensionError(f"no number of {claim}, {criterion} in {DATA}")
 
 
@@ -386,6 +422,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("claims-undecided", Undecided)
     app.add_directive("claims-own-run", OwnRun)
     app.add_role("claim-number", Number())
+    app.add_role("claim-found", Found())
     app.add_css_file("claims.css")
     app.connect("source-read", _show_cards)
     app.connect("html-page-context", _add_script)

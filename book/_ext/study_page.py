@@ -33,7 +33,7 @@ _SHOWN = 8  #: texts of a column that are listed one by one
 _TUNING = 100  #: the first of the seeds on which settings are chosen, in every study
 
 #: From how many seconds on a unit is taken, and how many it has.
-_UNITS = ((5400, 3600, "h"), (90, 60, "min"), (0, 1, "s"))
+_UNITS = ((5400, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
 
 
 class Study(NamedTuple):
@@ -220,10 +220,11 @@ def costs(root: Path, results: Results) -> str:
     tables = (root / "book" / "studies").glob("*.json")
     for path in sorted(tables, key=lambda p: contents.index(f"studies/{p.stem}\n")):
         title, told, *_ = path.with_suffix(".md").read_text(encoding="utf-8").split("\n\n")
-        claims = ", ".join(e.id for e in results.claims if path.stem in e.studies) or "–"
+        study = read(root, path.stem)
+        claims = ", ".join(filter(None, (_judged(e, study) for e in results.claims))) or "–"
         lines.append(
             f"| [{title.lstrip('# ').strip()}]({path.stem}.md) | {' '.join(told.split())} |"
-            f" {claims} | {_whole(spent(read(root, path.stem)).whole)} |"
+            f" {claims} | {_whole(spent(study).whole)} |"
         )
     return "\n".join([*lines, ":::"])
 
@@ -380,6 +381,13 @@ def _number(value: float) -> str:
 
 def _concerns(entry: Entry, study: Study) -> bool:
     return study.name in entry.studies or (entry.id in study.claims and bool(entry.planned))
+
+
+def _judged(entry: Entry, study: Study) -> str:
+    """Return a claim's name if a study's table judges it, or is planned to."""
+    if study.name in entry.studies:
+        return entry.id
+    return f"{entry.id} (planned)" if _concerns(entry, study) else ""
 
 
 def _of_claim(entry: Entry, study: Study) -> str:

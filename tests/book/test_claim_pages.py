@@ -155,6 +155,17 @@ def test_a_table_of_criteria_has_no_inequality_that_does_not_hold():
     assert cells == ["size", "0.15 ± 0.64", "below 1", "undecided (1 of 2)"]
 
 
+def test_what_the_same_means_is_said():
+    alike = ["accuracy, wrong labels, MLP: with less without", "accuracy, wrong labels, CNN: with"]
+    said = ["the same accuracy, MLP: less the rival"]
+    finding = [entry({"quantity": q}).criteria[0] for q in (*alike, *said)]
+    told = claim_pages.Undecided.referred
+    criteria = [*finding[:2], finding[2].model_copy(update={"role": "confines"})]
+    claim = entry().model_copy(update={"criteria": criteria})
+    assert told(None, claim, criteria[2:]) == " (*the same*: accuracy, wrong labels)"
+    assert told(None, claim, criteria[:2]) == ""
+
+
 @pytest.mark.parametrize(("scale", "told"), [("linear", "2.3"), ("log", "2")])
 def test_a_number_is_a_mean_to_two_digits(scale, told):
     found = results.Results(claims=[entry({"values": [1.0, 2.0, 4.0], "scale": scale})])

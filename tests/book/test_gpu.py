@@ -149,11 +149,8 @@ def test_the_page_says_which_part_is_missing():
             "01": {"passed": 3, "cells": 4, "whole": True, "quantities": [
                 {"claim": "LC1", "criterion": "share", "relative": 0.125}]}
         },
-        "studies": {"classes": {"cells": 3, "failed": 0, "seconds": 60.0}},
-        "times of cycles": {"step_times": {"cells": 2, "failed": 0, "seconds": 6.0}},
     }  # fmt: skip
     assert "0.12 (LC1, share)" in gpu_page.part(record, "chapters")
-    assert "| step_times | 2 |" in gpu_page.part(record, "studies")
     assert "stopped before" in gpu_page.part(record, "step times")
     idle = {"passed": 0, "cells": 4, "whole": False, "quantities": [], "log": "x\nE   No module"}
     told = gpu_page.part({"chapters": {"01": idle, "02": idle}}, "chapters")

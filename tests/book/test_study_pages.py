@@ -157,6 +157,10 @@ def test_the_costs_have_what_came_out_claims_and_a_person_s_numbers(root):
     entry = results.Entry(**{**ENTRY, "studies": ["toy"], "criteria": []})
     row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-2]
     assert row.replace("\u00a0", " ") == "| [Toys](toy.md) | They are small. | T1 | 12 s |"
+    later = {"id": "later", "role": "confines", **CRITERION}
+    waiting = results.Entry(**{**ENTRY, "studies": [], "criteria": [], "planned": [later]})
+    row = study_page.costs(root, results.Results(claims=[waiting])).splitlines()[-2]
+    assert "| T1 (planned) |" in row
 
 
 def test_without_a_table_a_page_says_so_and_what_waits(root):
