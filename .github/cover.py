@@ -23,7 +23,7 @@ def computed() -> dict[str, Any]:
     return names
 
 
-def text(x: float, y: float, words: str, color: str, anchor: str = "middle", size: int = 17) -> str:
+def text(x: float, y: float, words: str, color: str, anchor: str = "middle", size: int = 21) -> str:
     """Write a line of text."""
     look = f'fill="{color}" text-anchor="{anchor}" font-size="{size}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{words}</text>'
@@ -49,9 +49,9 @@ def images(names: dict[str, Any]) -> list[str]:
     """Draw a digit and two steps from it, each with what the network reads."""
     x, labels, net, i = (names[name] for name in ("x", "labels", "net", "i"))
     steps = {
-        "a test image": (x[i], BLACK),
-        "a random step": (names["random_steps"](x, 0.5)[0, i], BLUE),
-        "an aimed step": (names["attacked"](net, x, labels, 0.5)[i], ORANGE),
+        "test image": (x[i], BLACK),
+        "random step": (names["random_steps"](x, 0.5)[0, i], BLUE),
+        "aimed step": (names["attacked"](net, x, labels, 0.5)[i], ORANGE),
     }
     parts = []
     for k, (what, (z, color)) in enumerate(steps.items()):
@@ -59,8 +59,8 @@ def images(names: dict[str, Any]) -> list[str]:
         parts += [
             text(left + 56, 95, f"“{net(z).argmax()}”", color, size=40),
             image(left, 115, z.tolist()),
-            text(left + 56, 251, what, color),
-            text(left + 56, 273, "of length ½" if k else "", color),
+            text(left + 56, 254, what, color),
+            text(left + 56, 280, "of length ½" if k else "", color),
         ]
     return parts
 
@@ -72,15 +72,15 @@ def curves(names: dict[str, Any]) -> list[str]:
         f'<path d="M{bar:.1f} 50V{floor}" stroke="#ccc" stroke-width="12"/>',
         f'<path d="M{at(0, 0)[0]} 50V{floor}H{at(2, 0)[0]}" stroke="{GREY}" fill="none"/>',
         text(*at(0, 1.07), "still read correctly", GREY, "start"),
-        *(text(454, at(0, y)[1] + 6, f"{y}", GREY, "end") for y in (0, 1)),
-        *(text(at(r, 0)[0], 312, tick, GREY) for r, tick in ((0.5, "½"), (1, "1"))),
+        *(text(452, at(0, y)[1] + 6, f"{y}", GREY, "end") for y in (0, 1)),
+        text(at(0.5, 0)[0], 312, "½", GREY),
         text(at(2, 0)[0], 312, "length of the step", GREY, "end"),
         text(bar - 12, 66, "the next digit", GREY, "end"),
     ]
     drawn = {
         "random": ("chance", BLUE, "none", (1.05, 0.74)),
         "aimed": ("aim", ORANGE, "none", (0.47, 0.45)),
-        "guaranteed": ("proved", BLACK, "7 5", (0.21, 0.09)),
+        "guaranteed": ("proved", BLACK, "7 5", (0.26, 0.045)),
     }
     for what, (name, color, dashes, place) in drawn.items():
         points = (at(r, y) for r, y in zip(names["radii"], names[name], strict=True))
@@ -88,7 +88,7 @@ def curves(names: dict[str, Any]) -> list[str]:
         look = f'fill="none" stroke="{color}" stroke-width="3" stroke-dasharray="{dashes}"'
         parts += [
             f'<polyline points="{line}" {look}/>',
-            text(*at(*place), what, color, "start", 16),
+            text(*at(*place), what, color, "start", 18),
         ]
     return parts
 

@@ -217,7 +217,7 @@ def verdict(claim: Claim, outcomes: Sequence[Outcome]) -> tuple[str, list[Outcom
 
     The rule, in this order; the first line that applies is the verdict:
 
-    1. no criteria: *not tested*;
+    1. no criterion was measured: *not tested*;
     2. an open question: *answered* if all its criteria are decided, either way, else *undecided*;
     3. a criterion that ``refutes`` is met: *fails as printed*;
     4. one that ``decides`` is reversed: *fails as printed* if it is proved or computed,
