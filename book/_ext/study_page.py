@@ -395,7 +395,8 @@ def _of_claim(entry: Entry, study: Study) -> str:
     about = [f for f in entry.criteria if study.name in {s.study for s in f.stated}]
     orders = {claim_html.came_about(s) for f in about for s in f.stated}
     common = orders if len(orders) == 1 else set()
-    when = "".join(f" Each was {order}." for order in common)
+    each = "The criterion below" if len(about) == 1 else "Each criterion below"
+    when = "".join(f" {each} was {order}." for order in common)
 
     def notes(finding: Finding) -> list[str]:
         return [note for note in claim_html.history(finding) if note not in common]

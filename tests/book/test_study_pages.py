@@ -69,7 +69,9 @@ def test_a_page_tells_protocol_criteria_table_and_origin(root):
     assert "| checked again | 2 cells on 2026-11-28 |" in text
     assert "| code | 2 definitions, each with its digest |" in text
     shown = BeautifulSoup(text, "html.parser").get_text()
-    assert "Each was stated after the table of toy was measured on 2026-11-27." in shown
+    assert (
+        "The criterion below was stated after the table of toy was measured on 2026-11-27." in shown
+    )
     assert shown.index("Cost: guessed.") > shown.index("How it came about")
     assert shown.count("stated after") == 1
     assert "elsewhere" not in shown
