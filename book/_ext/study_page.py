@@ -366,7 +366,7 @@ def _values(column: pd.Series) -> str:
     distinct = sorted(column.dropna().unique())
     if not pd.api.types.is_numeric_dtype(column):
         listed = " · ".join(str(value).replace("|", "\\|") for value in distinct)
-        return (listed if len(distinct) <= _SHOWN else f"{len(distinct)} texts") + more
+        return (listed if len(distinct) <= _SHOWN else f"{len(distinct)} kinds") + more
     if len(distinct) <= _SHOWN:
         return " · ".join(map(_number, distinct)) + more
     if column.name in ("seed", "run", "step"):
