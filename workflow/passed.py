@@ -51,7 +51,9 @@ def page_key(site: Path, name: str) -> str:
 
 @functools.cache
 def _of_all_pages(site: Path) -> bytes:
-    digest = hashlib.sha256((ROOT / "tests" / "book" / "site_checks.py").read_bytes())
+    digest = hashlib.sha256()
+    for asked in ("requirements.lock", "tests/book/site_checks.py"):  # the lock has axe's version
+        digest.update((ROOT / asked).read_bytes())
     for path in sorted(path for path in (site / "_static").rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(site)}\0".encode() + path.read_bytes())
     program = find()
@@ -69,14 +71,14 @@ def pages_seen(site: Path) -> list[str]:
 
 def is_noted(name: str, key: str) -> bool:
     """Whether that, with this key, has passed."""
-    note = _note(name)
-    return note.is_file() and note.read_text(encoding="utf-8") == key
+    path = _note(name)
+    return path.is_file() and path.read_text(encoding="utf-8") == key
 
 
-def note(name: str, key: str) -> None:
-    """Keep that it passed."""
+def note(name: str, key: str, passed: bool) -> None:
+    """Keep that it passed with this key, or that it did not."""
     with written(_note(name)) as partial:
-        partial.write_text(key, encoding="utf-8")
+        partial.write_text(key if passed else "", encoding="utf-8")
 
 
 def _note(name: str) -> Path:
@@ -104,6 +106,5 @@ class Passed:
         """Note every notebook whose cells passed, all of them."""
         for chapter, passed in self._cells.items():
             cells = read_notebook(source(chapter)).cells
-            _note(chapter).unlink(missing_ok=True)
-            if passed == sum(cell.cell_type == "code" for cell in cells):
-                note(chapter, self.keys[chapter])
+            whole = passed == sum(cell.cell_type == "code" for cell in cells)
+            note(chapter, self.keys[chapter], whole)

@@ -127,8 +127,7 @@ def visit(request, browser):
     if request.config.getoption("--keep-passed") and passed.is_noted(request.param, key):
         return site_checks.Visit()
     seen = site_checks.look_at(browser, SITE / request.param)
-    if seen == site_checks.Visit():
-        passed.note(request.param, key)
+    passed.note(request.param, key, seen == site_checks.Visit())
     return seen
 
 
@@ -137,17 +136,23 @@ def test_a_page_is_looked_at_again_if_anything_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(passed, "_FOLDER", tmp_path / "passed")
     monkeypatch.setattr(passed, "ROOT", tmp_path)
     monkeypatch.setattr(passed, "find", lambda: sys.executable)
-    for file in (page := site / "book" / "a.html", style := site / "_static" / "a.css", checks):
+    page, style = site / "book" / "a.html", site / "_static" / "a.css"
+    lock = tmp_path / "requirements.lock"
+    for file in (page, style, checks, lock):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("before")
     assert passed.pages_seen(site) == []
-    for changed in (page, style, checks):
-        passed.note("book/a.html", passed.page_key(site, "book/a.html"))
+    for changed in (page, style, checks, lock):
+        passed.note("book/a.html", passed.page_key(site, "book/a.html"), True)
         assert passed.pages_seen(site) == ["book/a.html"]
         changed.write_text("after")
         passed._of_all_pages.cache_clear()
         assert passed.pages_seen(site) == []
-    passed.note("book/a.html", passed.page_key(site, "book/a.html"))
+    passed.note("book/a.html", passed.page_key(site, "book/a.html"), True)
+    assert passed.pages_seen(site) == ["book/a.html"]
+    passed.note("book/a.html", passed.page_key(site, "book/a.html"), False)
+    assert passed.pages_seen(site) == []
+    passed.note("book/a.html", passed.page_key(site, "book/a.html"), True)
     monkeypatch.setattr(passed, "find", lambda: __file__)
     passed._of_all_pages.cache_clear()
     assert passed.pages_seen(site) == []
