@@ -1,7 +1,8 @@
 """Number what stands in an appendix by its page: *Fig. 4a.1* in ``04a_more_on_regularization``.
 
 Sphinx numbers by sections, and these pages have no number: their figures would be counted through
-all of them, as *Fig. 8*, or on from the chapter that a page stands under.
+all of them, as *Fig. 8*, or on from the chapter that a page stands under. Figures of a page that belongs
+to no chapter, such as the errata, are not numbered at all.
 """
 
 import re
@@ -9,14 +10,16 @@ import re
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-#: A page whose name begins with a chapter's number and a letter.
-_APPENDIX = re.compile(r"0*(\d+[a-z])_")
+#: A page whose name begins with a chapter's number, and perhaps a letter.
+_NUMBERED = re.compile(r"0*(\d+[a-z]?)_")
 
 
 def _number_by_page(app: Sphinx, env: BuildEnvironment) -> None:
     for page, kinds in env.toc_fignumbers.items():
-        found = _APPENDIX.match(page.rpartition("/")[2])
-        if found:
+        found = _NUMBERED.match(page.rpartition("/")[2])
+        if found is None:
+            kinds.pop("figure", None)
+        elif not found[1].isdigit():
             for kind, numbers in kinds.items():
                 kinds[kind] = by_page(found[1], numbers)
 
