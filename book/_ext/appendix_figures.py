@@ -1,8 +1,8 @@
 """Number what stands in an appendix by its page: *Fig. 4a.1* in ``04a_more_on_regularization``.
 
 Sphinx numbers by sections, and these pages have no number: their figures would be counted through
-all of them, as *Fig. 8*, or on from the chapter that a page stands under. Figures of a page that belongs
-to no chapter, such as the errata, are not numbered at all.
+all of them, as *Fig. 8*, or on from the chapter that a page stands under. Figures of a page that
+belongs to no chapter, such as the errata, are not numbered at all.
 """
 
 import re

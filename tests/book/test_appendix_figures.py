@@ -23,3 +23,13 @@ def test_an_appendix_counts_its_own_figures(chapter):
     figures = [words.strip() for words in shown if words.startswith("Fig.")]
     assert figures
     assert all(words.startswith(f"Fig. {number}.") for words in figures)
+
+
+@pytest.mark.parametrize("name", ["index", "errata"])
+def test_a_page_of_no_chapter_has_none(name):
+    page = CHECKED / "html" / BOOK.name / f"{name}.html"
+    if not page.exists():
+        pytest.fail("there is no site: run `python -m workflow check` first")
+    captions = site_checks.parsed(page).select("figcaption")
+    assert captions
+    assert not [caption for caption in captions if caption.select(".caption-number")]
