@@ -92,7 +92,7 @@ def compose(site: Path, names: Sequence[str]) -> str:
     head = {str(tag): None for name, tree in trees.items() for tag in _head(tree, paths[name])}
     articles = [_article(tree, name, paths) for name, tree in trees.items()]
     articles.insert(1, _contents(trees))
-    title = trees[names[0]].select_one("title")
+    title = trees[names[0]].select_one("article h1")
     return (
         '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
         f"<title>{html.escape(title.get_text()) if title else ''}</title>{''.join(head)}</head>"
