@@ -463,3 +463,14 @@ def test_a_place_on_one_machine_is_found():
 def test_nothing_that_is_made_is_tracked(tracked):
     made = re.compile(r"(^|/)(build|_build|\.venv|\.snakemake|__pycache__|\.ipynb_checkpoints)/")
     assert [name for name in tracked if made.search(name)] == []
+
+
+def test_links_are_asked_for_on_the_web_and_not_within_the_site():
+    """`make links` took a door of the front page for an address, and failed on it every week."""
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    within = re.compile("|".join(settings["sphinx"]["config"]["linkcheck_ignore"]))
+    front = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    doors = re.findall(r"^:link: (\S+\.html\S*)$", front, re.MULTILINE)
+    assert doors
+    assert all(map(within.match, doors))
+    assert not within.match("https://arxiv.org/abs/1802.05957")
