@@ -1,7 +1,8 @@
-"""Mend for screen readers what pandas, docutils and the theme write.
+"""Mend for screen readers what pandas, docutils, MyST and the theme write.
 
 The corner of a table is an empty ``<th>``: a header that heads nothing. Entries of the references
-are no items of their list. The theme's arrows, which open a part of the sidebar, have no name.
+are no items of their list. Every fold of code has the same name, which hides the words on it. The
+theme's arrows, which open a part of the sidebar, have no name.
 """
 
 import html
@@ -36,7 +37,7 @@ def without_empty_headers(table: str) -> str:
 
 
 def with_plain_roles(body: str) -> str:
-    """Do the same for docutils' tables, and make the entries of a list of references its items.
+    """Do the same for docutils' tables, and let references and folds be what they look like.
 
     Examples
     --------
@@ -44,6 +45,7 @@ def with_plain_roles(body: str) -> str:
     '<td class="head"></td>'
     """
     body = _EMPTY_HEADER.sub(r"<td\1></td>", body)
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     return body.replace('role="doc-biblioentry"', 'role="listitem"')
 
 

@@ -367,11 +367,12 @@ def _ellipse(matrix: Tensor) -> str:
 
 
 def _handle(name: str, place: Tensor, radius: float = 0.14) -> str:
-    """Return what a finger or a mouse can drag; the inputs do the same by keyboard."""
+    """Return what a mouse, or a broader finger, can drag; the inputs do the same by keyboard."""
     x, y = place.tolist()
+    circle = f'data-shape="{name}" cx="{x:.4g}" cy="{y:.4g}"'
     return (
-        f'<circle class="handle" data-shape="{name}" data-drag="{name}"'
-        f' r="{radius}" cx="{x:.4g}" cy="{y:.4g}"/>'
+        f'<circle class="handle" {circle} r="{radius}"/>'
+        f'<circle class="grip" {circle} r="{3 * radius:.4g}" data-drag="{name}"/>'
     )
 
 

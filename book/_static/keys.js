@@ -24,6 +24,12 @@
   addEventListener("click", press, true);
   for (const panel of document.querySelectorAll("dialog")) panel.addEventListener("close", giveBack);
 
+  // A panel lies over the page: who chose a place on the page wants to see it.
+  addEventListener("click", (event) => {
+    const link = event.target.closest("dialog a[href]");
+    if (link?.hash && link.pathname === location.pathname) link.closest("dialog").close();
+  });
+
   // The search has one stop: Tab would lead to the browser's own bars, where Esc shuts no panel.
   const search = document.querySelector("#pst-search-dialog");
   search?.addEventListener("keydown", (event) => event.key === "Tab" && event.preventDefault());

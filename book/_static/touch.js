@@ -190,6 +190,8 @@
     }
 
     for (const handle of figure.querySelectorAll("[data-drag]")) {
+      // Chromium heeds no touch-action within a picture, and would scroll the page instead.
+      handle.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
       handle.addEventListener("pointerdown", (event) => {
         handle.setPointerCapture(event.pointerId);
         figure.classList.add("dragged");

@@ -120,6 +120,14 @@ def picture_faults(page: Path) -> list[str]:
     return complaints + [f"{entry} has no label" for entry in unnamed]
 
 
+def hollow_names(page: Path) -> list[str]:
+    """Find what a screen reader calls otherwise than the page does, or by a file's name."""
+    article = _article(page)
+    folds = [f"a fold hides its words: {fold}" for fold in article.select("summary[aria-label]")]
+    named = [link.get_text() for link in article.select("a[href]")]
+    return folds + [f"a link is called {name}" for name in named if ".html" in name]
+
+
 def doubled_backslashes(page: Path) -> list[str]:
     r"""Find formulas in which ``\\lVert`` breaks the line and then says "lVert"."""
     sources = (formula.get_text() for formula in parsed(page).select(".math"))
@@ -205,7 +213,7 @@ def look_at(browser: Browser, path: Path) -> Visit:
     with opened(browser, path.as_uri()) as (page, visit):
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
         visit.formulas.extend(page.evaluate(_FORMULAS))
-        page.set_viewport_size({"width": 400, "height": 800})
+        page.set_viewport_size({"width": 390, "height": 800})
         visit.width.extend(page.evaluate(_TOO_WIDE))
         page.set_viewport_size({"width": 1280, "height": 800})
         for solution in page.locator(".solution").all():
@@ -343,8 +351,22 @@ _TOO_WIDE = """() => {
   const cut = [...document.querySelectorAll("div.math")].filter((line) =>
     (line.querySelector("svg") ?? line).getBoundingClientRect().left <
       line.getBoundingClientRect().left - 1);
+  const place = (node, start, end) => {
+    const range = new Range();
+    range.setStart(node, start);
+    range.setEnd(node, end);
+    return range.getClientRects();
+  };
+  const names = [...document.querySelectorAll("td .pre, th .pre")].flatMap((name) =>
+    [...name.childNodes].filter((part) =>
+      part.nodeType === 3 && !part.data.includes("-") && place(part, 0, part.length).length > 1));
+  const stops = [...document.querySelectorAll("span.math")].filter(({ nextSibling: next }) =>
+    next?.nodeType === 3 && /^[.,;:!?)]/.test(next.data) &&
+      place(next, 0, 1)[0]?.left < next.previousSibling.getBoundingClientRect().right - 1);
   return [
     ...(excess > 0 ? [`is ${excess} px too wide for a telephone`] : []),
     ...cut.map((line) => "cuts a formula on its left: " + line.textContent.slice(0, 60)),
+    ...names.map((part) => "cuts a name in a table: " + part.data),
+    ...stops.map((formula) => "begins a line with the stop of " + formula.textContent),
   ];
 }"""

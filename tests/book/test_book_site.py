@@ -65,6 +65,7 @@ def test_page(name, check):
     [
         site_checks.heading_faults,
         site_checks.picture_faults,
+        site_checks.hollow_names,
         site_checks.doubled_backslashes,
         site_checks.unanswered_exercises,
         site_checks.scattered_folds,
@@ -209,6 +210,20 @@ def test_the_place_of_the_keyboard_is_seen(browser, name):
         assert page.evaluate(UNSEEN) != []
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_is_as_dark_as_the_system(browser, theme):
+    """And the first press of the button changes what is seen."""
+    context = browser.new_context(offline=True, color_scheme=theme)
+    context.set_default_timeout(site_checks.PATIENCE)
+    page = context.new_page()
+    page.goto((SITE / BOOK.name / "index.html").as_uri())
+    themes = [page.evaluate("document.documentElement.dataset.theme")]
+    page.locator(".theme-switch-button:visible").first.click()
+    themes.append(page.evaluate("document.documentElement.dataset.theme"))
+    context.close()
+    assert themes == [theme, {"light": "dark", "dark": "light"}[theme]]
+
+
 @contextmanager
 def read_by_key(browser, width):
     """Open a chapter with its formulas set, as wide as a desk or a phone has it."""
@@ -272,6 +287,18 @@ def test_the_keyboard_keeps_its_place_at_a_button(browser, width, button):
                 assert page.evaluate("document.activeElement.matches('dialog[open] *')")
             page.keyboard.press("Escape")
         expect(pressed).to_be_focused()
+
+
+def test_a_panel_shuts_when_a_place_on_the_page_is_chosen(browser):
+    with read_by_key(browser, 390) as page:
+        page.locator(".secondary-toggle:visible").first.click()
+        chosen = page.locator("dialog[open] a[href^='#']").last
+        target = chosen.get_attribute("href")
+        chosen.click()
+        expect(page.locator("dialog[open]")).to_have_count(0)
+        expect(page.locator(target)).to_be_in_viewport()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('article') !== null")
 
 
 def test_a_mouse_leaves_no_ring_on_a_button(browser):
@@ -354,6 +381,8 @@ ALT = "A picture of something, told in words"
             "has no caption",
         ),
         ("picture_faults", '<input type="range">', "has no label"),
+        ("hollow_names", '<summary aria-label="Fold">Proof</summary>', "hides its words"),
+        ("hollow_names", '<a href="index.html">index.html</a>', "called index.html"),
         ("doubled_backslashes", r'<span class="math">\(\\lVert x\)</span>', "doubled backslash"),
         ("unanswered_exercises", '<div class="exercise" id="ex"></div>', "exercise ex has no"),
         (
@@ -396,6 +425,19 @@ DAMAGE = [
         f"<style>{RIGHT}</style>"
         r'<div class="math">\[' + "x+" * 99 + r"x\tag{1}\]</div>",
         "cuts a formula on its left",
+    ),
+    (
+        "width",
+        (
+            '<table style="table-layout: fixed; width: 60px"><td style="white-space: normal">'
+            '<span class="pre" style="white-space: inherit">milliseconds</span></table>'
+        ),
+        "cuts a name in a table: milliseconds",
+    ),
+    (
+        "width",
+        r'<p style="width: 9px"><span class="math">\(x\)</span>, and</p>',
+        "begins a line with the stop of",
     ),
     (
         "solutions",

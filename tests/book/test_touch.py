@@ -97,6 +97,13 @@ def test_the_picture_for_paper_is_the_one_that_the_script_draws(touched, browser
         assert moving[shape] == pytest.approx(place, abs=1), shape
 
 
+@each
+def test_a_finger_is_broader_than_a_handle(touched):
+    grips = touched.locator("[data-drag]")
+    widths = grips.evaluate_all("all => all.map(grip => grip.getBoundingClientRect().width)")
+    assert min(widths) >= 24
+
+
 @ellipse
 def test_the_failure_of_pi2_is_found_by_dragging(touched):
     says = touched.locator(".touch-says[role=status]")
@@ -113,6 +120,33 @@ def test_the_failure_of_pi2_is_found_by_dragging(touched):
     assert float(touched.get_by_label("W, row 1, column 2").input_value()) > 1
     seen = numbers(touched)
     assert seen["eigenvalue"] < 0.99 * seen["sigma1"]
+
+
+def test_a_finger_moves_the_handle_and_not_the_page(browser):
+    context = browser.new_context(
+        offline=True, viewport={"width": 390, "height": 844}, has_touch=True
+    )
+    context.set_default_timeout(site_checks.PATIENCE)
+    page = context.new_page()
+    page.goto(f"{address('ellipse')}#touch-ellipse")
+    page.evaluate("() => window.MathJax.startup.promise.then(() => null)")
+    box = on(page, "ellipse").locator("[data-drag=q]").bounding_box()
+    before = page.evaluate("scrollY")
+    finger = context.new_cdp_session(page)
+    for kind, down in [
+        ("touchStart", 0),
+        *(("touchMove", 10 * k) for k in range(9)),
+        ("touchEnd", 0),
+    ]:
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2 + down}
+        points = [] if kind == "touchEnd" else [place]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.wait_for_timeout(20)
+    moved = on(page, "ellipse").get_by_label("W, row 2, column 2").input_value()
+    scrolled = page.evaluate("scrollY") - before
+    context.close()
+    assert float(moved) < 0
+    assert scrolled == 0
 
 
 @ellipse
