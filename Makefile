@@ -13,7 +13,7 @@ BENCH := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 # environment calls the same is not meant.
 quote = '$(subst ','\'',$1)'
 given = $(filter command line,$(origin $1))
-OURS := ID SEEDS CHAPTERS PROFILE PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
+OURS := COVERAGE ID SEEDS CHAPTERS PROFILE PYTHON CORES CHAPTER PORT STUDY CHECK BENCH PYTHON_VERSION MINUTES OUT FROM
 NAMES := $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$v),$v))
 PARAMETERS := $(foreach v,$(sort $(NAMES)),$(call quote,$v=$(value $v)))
 otherwise = $(call quote,$(if $(call given,$1),$(value $1),$2))
@@ -30,7 +30,7 @@ help: ## print this list
 book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SCALE=full)
 	@$(RUN) -m workflow book --cores $(call quote,$(CORES)) -- $(PARAMETERS)
 
-test: $(READY) ## build the book at another seed and run every check
+test: $(READY) ## build the book at another seed and run every check (COVERAGE=yes)
 	$(if $(PARAMETERS),$(error make test takes no parameters: the checks choose their own seeds))
 	@$(RUN) -m workflow browser
 	$(RUN) -m ruff check .
@@ -39,7 +39,7 @@ test: $(READY) ## build the book at another seed and run every check
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry .
 	@$(RUN) -m workflow check --cores $(call quote,$(CORES))
-	$(RUN) -m pytest -n $(call quote,$(CORES)) --cov --keep-passed
+	$(RUN) -m pytest -n $(call quote,$(CORES)) $(if $(COVERAGE),--cov) --keep-passed
 
 core: $(READY) ## run the tests of the package's core, in the Python at hand
 	$(RUN) -m pytest -n $(call quote,$(CORES)) tests/core $(wildcard lipbook/*.py)

@@ -218,7 +218,12 @@ def test_the_gpu_waits_for_a_hand():
 def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text(encoding="utf-8").splitlines()[-1] == "make test"
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == [
+        "export COVERAGE=yes",
+        "make test",
+    ]
+    steps = dict(jobs())["ci-test"]["steps"]
+    assert [s["env"] for s in steps if s.get("run") == "make test"] == [{"COVERAGE": "yes"}]
 
 
 # --- make
