@@ -101,6 +101,8 @@ def _repeats(call: Call, key: str, *others: str) -> float:
 
 def _same(call: Call) -> Move:
     call.only("self")
+    if call.arguments.get("dtype") is not None:
+        raise UncertifiedError("it reads the bytes of its argument as numbers of another kind")
     return call.move("self")
 
 
@@ -185,7 +187,7 @@ def _sums(output: Tensor, offset: Tensor, ones: Tensor) -> tuple[Tensor, float]:
     columns = torch.zeros_like(ones)
     if output.requires_grad:
         columns = torch.autograd.grad(output.sum(), ones)[0]
-    return (output - offset).detach(), float(columns.abs().max())
+    return (output - offset).detach(), float(columns.abs().max()) if columns.numel() else 0.0
 
 
 def _gather(offset: Tensor, moves: Sequence[Move], parts: Sequence[tuple[Tensor, float]]) -> Move:
@@ -414,7 +416,10 @@ def _threshold(low: float, high: float, threshold: float, value: float) -> tuple
     return 1.0, 0.0
 
 
-def _power(low: float, high: float, exponent: float) -> tuple[float, float]:
+def _power(low: float, high: float, exponent: float | Tensor) -> tuple[float, float]:
+    if isinstance(exponent, Tensor) and exponent.numel() > 1:
+        raise UncertifiedError("its exponent is a tensor of several numbers")
+    exponent = float(exponent)
     if exponent == 0:
         return 0.0, 0.0
     if exponent < 1:
@@ -483,6 +488,8 @@ def _gated(call: Call) -> Move:
 def _order(call: Call) -> Any:
     """Order statistics: each result is one of the entries that it looks at, and moves no more."""
     call.only("self")
+    if call.arguments.get("sorted") is False:
+        raise UncertifiedError("with sorted=False its results may change places")
     results = _results(call.run())
     move = call.move("self")._replace(spread=None)
     jump = Move(INF, jumps=f"the indices of {call.name!r} jump")

@@ -416,6 +416,20 @@ def test_what_is_written_beside_a_constant_leaves_it_one():
     assert value >= 3
 
 
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (lambda x: x[:, :0].sum(1), 0),
+        (lambda x: F.pad(x[:, :0], (1, 1)), 0),
+        (lambda x: x.clamp(-1, 1) ** torch.tensor(2.0), 2),
+    ],
+)
+def test_what_has_no_entries_and_powers_that_are_tensors(forward, expected):
+    value = lipschitz_certificate(Function(forward), (4,)).value
+    assert isinstance(value, float)
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("peak", [0.5, 2.8, 3.0, 4.0, 10.0])
 def test_a_gated_unit_is_as_steep_as_its_steepest_gate(peak):
     gates = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
@@ -466,6 +480,9 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (Function(lambda x: torch.tensor(x.tolist())), {}, TypeError, "'tolist' is not known"),
         (Function(elsewhere), {}, TypeError, "is below a slope of 3"),
         (Function(lambda x: x.log()), {}, TypeError, "returns NaN for a random input"),
+        (Function(lambda x: x.topk(2, sorted=False).values), {}, TypeError, "may change places"),
+        (Function(lambda x: x ** torch.arange(4)), {}, TypeError, "a tensor of several numbers"),
+        (Function(lambda x: x.float().view(torch.bfloat16)), {}, TypeError, "reads the bytes"),
         (nn.Bilinear(4, 4, 2), {}, ValueError, "does not take inputs"),
         (Function(lambda x, f: f(x, x), nn.Bilinear(4, 4, 2)), {}, TypeError, "'_trilinear'"),
         (nn.Linear(3, 2), {}, ValueError, r"does not take inputs of shape \(4,\)"),

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from lipbook import _blas
 from lipbook.power_iteration import (
     article_keras_spectral_norm,
     golub_kahan_lanczos,
@@ -208,6 +210,25 @@ def test_exact_against_svd(matrix, dtype, method):
     sigma = spectral_norm(matrix, method=method)
     torch.testing.assert_close(sigma.double(), svd_norm(matrix), rtol=1e-6, atol=0)
     assert sigma.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [8, 16, 40])
+def test_all_singular_values_may_tie(n, dtype):
+    """LAPACK's routine for one eigenvector found none for some of these, and said so nowhere."""
+    for seed in range(40):
+        entries = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        weight = nn.Parameter(torch.linalg.qr(entries)[0])
+        sigma = spectral_norm(weight)
+        (slope,) = torch.autograd.grad(sigma, weight)
+        assert sigma.item() == pytest.approx(1, rel=1e-5)
+        assert (slope * weight).sum().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_krylov_space_may_tie():
+    value, vector = _blas.top_pair_of_tridiagonal([1.0] * 8, [1e-17] * 7)
+    assert value == pytest.approx(1)
+    assert np.linalg.norm(vector) == pytest.approx(1)
 
 
 def test_auto_above_the_limit_of_gram():
