@@ -15,7 +15,7 @@ import studies
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
-from studies import _pool, panels, rivals, yardstick
+from studies import _pool, panels, rivals, rivals_on_faces, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
 from workflow.study import gather_rows
 
@@ -62,6 +62,45 @@ def test_tests_wait_for_all_of_the_tuning():
 def test_every_method_has_the_same_effort():
     tried = pd.DataFrame(rivals.cells()).groupby([*rivals.BLOCK, "method"]).size()
     assert tried.nunique() == 1
+
+
+def ended(plan, off):
+    """Rows of runs that ended, with distances that a function of the cell decides."""
+    return pd.DataFrame([{**c, "step": c["steps"], "log distance": off(c)} for c in plan])
+
+
+def test_the_faces_search_goes_on_with_each_methods_best_settings():
+    """Three go on of fifteen, and one of three; where a seed broke down, a setting is far off."""
+
+    def off(cell):
+        broke = cell["part"] == "tuning" and cell["seed"] == 101 and cell["generator_lr"] == 6e-4
+        return np.inf if broke else abs(np.log(cell["generator_lr"] / 6e-4)) + cell["strength"]
+
+    plan = rivals_on_faces.cells()
+    while len(more := rivals_on_faces.cells(ended(plan, off))) > len(plan):
+        plan = more
+    table = pd.DataFrame(plan)
+    effort = table.groupby(["part", "method"]).size().unstack()
+    assert (effort.nunique(axis=1) == 1).all()
+    assert effort["SN"].to_dict() == {"probe": 60, "test": 5, "tuning": 12}
+    for method, strengths in rivals.STRENGTHS.items():
+        own = table[table["method"] == method].drop_duplicates(["part", *rivals.SETTING])
+        rates = own[own["strength"] == strengths[0]].groupby("part")["generator_lr"].agg(set)
+        assert 6e-4 in rates["tuning"]
+        assert 6e-4 not in rates["test"]
+    seeds = table.groupby("part")["seed"].agg(set)
+    assert seeds["test"].isdisjoint(seeds["probe"] | seeds["tuning"])
+
+
+def test_the_faces_search_waits_for_its_slowest_run():
+    probes = rivals_on_faces.cells()
+    rows = ended(probes, lambda cell: cell["strength"])
+    assert {c["part"] for c in rivals_on_faces.cells(rows.iloc[1:]) if c["method"] == "SN"} == {
+        "probe"
+    }
+    assert {c["part"] for c in rivals_on_faces.cells(rows) if c["method"] == "SN"} == {
+        *("probe", "tuning")
+    }
 
 
 def curves(method, exponent, end):
