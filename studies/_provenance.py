@@ -2,8 +2,9 @@
 
 The definitions that a study's ``measure`` and ``cells`` reach, through whatever first-party
 modules, are digested one by one: function, class or constant. Where a definition lies, how it is
-imported, its comments, docstrings and annotations do not count. So moving a function, or editing
-its neighbour, ages no table; editing what was measured does.
+imported, its comments, docstrings and annotations do not count; nor does a clause that only
+refuses, since it refused nothing that is in a table. So moving a function, editing its neighbour
+or telling a bad input more clearly ages no table; editing what was measured does.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class Sources:
                     yield from self._meaning(value, module)
         elif isinstance(node, list):
             for child in node:
-                yield from self._meaning(child, module)
+                if not _only_refuses(child):
+                    yield from self._meaning(child, module)
             yield "]"
         else:
             yield repr(node)
@@ -142,8 +144,15 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         children = value if isinstance(value, list) else [value]
         if field not in _SILENT:
             for child in children:
-                if isinstance(child, ast.AST):
+                if isinstance(child, ast.AST) and not _only_refuses(child):
                     yield from _walk(child)
+
+
+def _only_refuses(node: object) -> bool:
+    """Whether a statement raises or does nothing: an assertion, or an ``if`` with a lone raise."""
+    if isinstance(node, ast.If):
+        return len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse
+    return isinstance(node, ast.Assert)
 
 
 def _names(statement: ast.stmt) -> list[str]:

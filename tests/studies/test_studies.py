@@ -173,6 +173,22 @@ def test_a_move_makes_no_table_stale(table, toy, line, used):
     assert studies.changed("toy") == []
 
 
+@pytest.mark.parametrize(
+    ("clause", "stale"),
+    [
+        ("    if k > 9:\n        raise ValueError(LIMITS)\n", []),
+        ("    assert k < 9, LIMITS\n", []),
+        ("    if k > 9:\n        k = 9\n", ["measure"]),
+        ("    if k > 9:\n        raise ValueError\n    else:\n        k = 2 * k\n", ["measure"]),
+        ("    raise ValueError\n", ["measure"]),
+    ],
+)
+def test_a_clause_that_only_refuses_makes_no_table_stale(table, toy, clause, stale):
+    begin = "def measure(k, noise, seed):\n"
+    toy.write_text(STUDY.replace(begin, begin + clause))
+    assert studies.changed("toy") == stale
+
+
 def test_an_annotation_makes_no_table_stale(table, toy):
     toy.write_text(
         STUDY.replace("def measure(k, noise, seed):", "def measure(k: int, noise, seed) -> list:")
