@@ -40,7 +40,7 @@ def check_tensor(
     Raises
     ------
     TypeError
-        If it is no tensor, or has an integer, boolean or complex dtype.
+        If it is no tensor, is not dense, or has an integer, boolean, complex or float8 dtype.
     ValueError
         If it has the wrong number of axes, no elements, a NaN or an infinity.
 
@@ -57,7 +57,9 @@ def check_tensor(
             f"{name} must be a torch.Tensor, got {type(tensor).__name__}; "
             "torch.as_tensor converts arrays and lists"
         )
-    if not tensor.is_floating_point():
+    if not is_dense(tensor):
+        raise not_dense(name)
+    if not tensor.is_floating_point() or tensor.itemsize == 1:  # torch hardly computes in float8
         raise TypeError(
             f"{name} must have a real floating-point dtype, got {tensor.dtype}; "
             f"{name}.to(torch.float32) converts it"
@@ -86,6 +88,21 @@ def check_tensor(
             "torch.nan_to_num replaces such entries, but look for their cause first"
         )
     return tensor
+
+
+def is_dense(tensor: object) -> bool:
+    """Whether a tensor is neither sparse, blocked nor nested; what is no tensor is let through."""
+    return not isinstance(tensor, Tensor) or (
+        tensor.layout is torch.strided and not tensor.is_nested
+    )
+
+
+def not_dense(name: str) -> TypeError:
+    """Return the refusal of such a tensor."""
+    return TypeError(
+        f"{name} must be a dense tensor, got one that is sparse, blocked or nested; "
+        f"{name}.to_dense() converts the first two, {name}.to_padded_tensor(0.0) the last"
+    )
 
 
 def check_positive(value: float, name: str) -> float:

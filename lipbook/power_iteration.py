@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
-from lipbook._checks import check_count, check_positive, check_tensor
+from lipbook._checks import check_count, check_positive, check_tensor, is_dense, not_dense
 from lipbook.matrix_norms import induced_norm, split_scale
 
 Method = Literal["auto", "gram", "lanczos", "svd"]
@@ -434,6 +434,8 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     check_positive(rtol, "rtol")
     if method not in ("auto", "gram", "lanczos", "svd"):
         raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
+    if not is_dense(matrix):
+        raise not_dense("matrix")
     if method == "svd":
         return induced_norm(matrix, 2)
     unit, scale = matrix, None

@@ -6,9 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lipbook import frobenius_norm, gradient_penalty, power_iteration, spectral_norm
 from lipbook._checks import check_count, check_positive, check_tensor
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def gradient_penalty_of(real: torch.Tensor) -> torch.Tensor:
+    return gradient_penalty(torch.nn.Linear(3, 1), real, real)
+
+
 NUMPY = (np.float64, np.float32, np.float16, np.int64, np.int8)
 
 
@@ -44,7 +51,26 @@ def test_what_is_no_tensor_is_refused(given_value, kind):
         check_tensor(given_value, "matrix")
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        torch.Tensor.to_mkldnn,
+        lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+    ],
+)
+@pytest.mark.parametrize(
+    "function", [spectral_norm, frobenius_norm, power_iteration, gradient_penalty_of]
+)
+def test_what_is_not_dense_is_refused(function, convert):
+    with pytest.raises(TypeError, match=r"must be a dense tensor, got .*to_dense\(\) converts"):
+        function(convert(torch.eye(3)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
 def test_other_dtypes_are_refused(dtype: torch.dtype):
     with pytest.raises(TypeError, match=f"weight must have .* got {dtype}; weight.to"):
         check_tensor(torch.ones(2, 2, dtype=dtype), "weight")
