@@ -7,6 +7,7 @@ listing does. `certificate.lipschitz_certificate` bounds what either makes of a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor
 from lipbook._layers import evaluation_mode, try_out
-from lipbook._weights import Weight, used_matrices, used_weights
+from lipbook._weights import Weight, _refuse_hooks, used_matrices, used_weights
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
     CONVOLUTIONS,
@@ -232,8 +233,9 @@ def spectral_normalize_network(
     Raises
     ------
     ValueError
-        If there is no weight to normalize, or no module of a name in `skip`; and as in
-        `spectral_normalize`.
+        If there is no weight to normalize, or no module of a name in `skip`, or a weight is not
+        there yet, as in lazy layers, or made by a hook; and as in `spectral_normalize`. The
+        network stays as it was then.
 
     Examples
     --------
@@ -245,19 +247,26 @@ def spectral_normalize_network(
     Traceback (most recent call last):
     ValueError: network must have a weight to normalize, ReLU() has none
     """
-    layers = _to_normalize(network, skip, batch_norms)
+    layers = _to_normalize(network, set(skip), batch_norms)
     shapes = _input_shapes(network, input_shape) if input_shape is not None else {}
-    for layer in layers:
-        shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
-        spectral_normalize(
-            layer,
-            n_power_iterations=n_power_iterations,
-            eps=eps,
-            norm="matrix" if shape is None else "operator",
-            input_size=None if shape is None else shape[1:],
-            coefficient=coefficient,
-            at_most=at_most,
-        )
+    done: list[nn.Module] = []
+    try:
+        for layer in layers:
+            shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
+            spectral_normalize(
+                layer,
+                n_power_iterations=n_power_iterations,
+                eps=eps,
+                norm="matrix" if shape is None else "operator",
+                input_size=None if shape is None else shape[1:],
+                coefficient=coefficient,
+                at_most=at_most,
+            )
+            done.append(layer)
+    except (RuntimeError, TypeError, ValueError):
+        for layer in done:  # a refused network stays as it was
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        raise
     return network
 
 
@@ -272,7 +281,14 @@ def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) 
     for name, layer in modules.items():
         weight = layer._parameters.get("weight")
         inside_one = "parametrizations" in name.split(".")
-        if weight is None or layer in skipped or inside_one:
+        if layer in skipped or inside_one:
+            continue
+        if "weight" in vars(layer):  # neither a parameter nor parametrized
+            _refuse_hooks(name, layer)
+        scales = isinstance(layer, nn.modules.batchnorm._NormBase) and not batch_norms
+        if nn.parameter.is_lazy(weight) and not scales:
+            raise ValueError(f"network must be initialized, {layer} is not; call it once before")
+        if weight is None:
             continue
         if batch_norms if isinstance(layer, _BATCH_NORMS) else weight.ndim > 1:
             layers.append(layer)
@@ -303,7 +319,8 @@ def remove_spectral_normalization(
     ------
     ValueError
         If no weight is normalized, or one has another parametrization besides, which torch cannot
-        keep.
+        keep, or layers share one but divide it by norms that differ by more than a tenth, or one
+        of them does not divide it: the quotient of one would then be the other's weight, too.
 
     Examples
     --------
@@ -332,9 +349,33 @@ def remove_spectral_normalization(
                 "torch.nn.utils.parametrize.remove_parametrizations removes all of them"
             )
     with evaluation_mode(network):
+        if leave_parametrized:
+            _refuse_uneven_sharing(network, [(layer, name) for layer, name, _ in found])
         for layer, name, _ in found:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=leave_parametrized)
     return network
+
+
+@torch.no_grad()
+def _refuse_uneven_sharing(network: nn.Module, found: list[tuple[Any, str]]) -> None:
+    lists = {layer.parametrizations[name]: (layer, name) for layer, name in found}
+    users = [(w, m) for m in network.modules() for w in m._parameters.values() if w is not None]
+    uses = Counter(weight for weight, _ in users)
+    factors = {weight: 1.0 for weight, module in users if module not in lists}
+    for weight, module in users:
+        if module not in lists or uses[weight] == 1:
+            continue
+        layer, name = lists[module]
+        length = torch.linalg.vector_norm(weight).item()
+        factor = torch.linalg.vector_norm(getattr(layer, name)).item() / length if length else 1.0
+        expected = factors.setdefault(weight, factor)
+        if abs(factor - expected) > 0.1 * expected:  # less is what two estimates may differ by
+            kind = parametrize.type_before_parametrizations(layer).__name__
+            raise ValueError(
+                f"{name} of {kind} must be divided as in the layer that it is shared with, it is "
+                f"multiplied by {factor:.3g} here and by {expected:.3g} there; give each a weight "
+                "of its own first, or take the division off with leave_parametrized=False"
+            )
 
 
 def project_spectral_(

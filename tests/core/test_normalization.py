@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import types
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from weights import critic, gaussian, norm, original
 
 from lipbook.convolution import conv_spectral_norm
@@ -355,6 +356,63 @@ def test_what_a_network_may_be_asked():
     parametrize.register_parametrization(layer, "weight", nn.Identity())
     with pytest.raises(ValueError, match="no parametrization besides, it has 2"):
         remove_spectral_normalization(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.LazyLinear(2), r"must be initialized, LazyLinear\(.*is not; call it once before"),
+        (nn.LazyConv2d(2, 3), "must be initialized, LazyConv2d"),
+        (nn.utils.spectral_norm(nn.Linear(3, 3)), "1.weight is made by a hook, SpectralNorm"),
+        (prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5), "made by a hook, L1Unstructured"),
+        (nn.Linear(3, 3).requires_grad_(False), "must be finite, got nan"),
+    ],
+    ids=["lazy", "lazy convolution", "old", "pruned", "nan"],
+)
+def test_no_layer_is_passed_over_in_silence_and_a_refused_network_is_as_it_was(layer, message):
+    if message.startswith("must be finite"):
+        layer.weight.fill_(torch.nan)
+    net = nn.Sequential(nn.Linear(3, 3), layer, nn.LazyBatchNorm1d())
+    weight = net[0].weight
+    with pytest.raises(ValueError, match=message):
+        spectral_normalize_network(net)
+    assert net[0].weight is weight
+    assert not parametrize.is_parametrized(net[0])
+    spectral_normalize_network(net, skip=(name for name in ["1"]))
+    assert normalized(net) == [0]
+
+
+def tied(second: nn.Module, skip: Sequence[str]) -> nn.Sequential:
+    """Two layers that share a weight, of norm 5 by its rows; one of them perhaps undivided."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(2, 3, 3) if second.weight.ndim == 4 else nn.Embedding(7, 4)
+    nn.init.orthogonal_(first.weight, gain=5)
+    second.weight = first.weight
+    return spectral_normalize_network(nn.Sequential(first, second).eval(), 50, skip=skip)
+
+
+@pytest.mark.parametrize(
+    ("second", "skip"),
+    [(nn.Linear(4, 7), ["1"]), (nn.Linear(4, 7), ["0"]), (nn.ConvTranspose2d(3, 2, 3), [])],
+)
+def test_a_shared_weight_that_is_not_divided_alike_cannot_become_the_quotient(second, skip):
+    net = tied(second, skip)
+    before = [layer.weight.detach().clone() for layer in net]
+    with pytest.raises(ValueError, match=r"weight of [A-Za-z2]+ must be divided as in the"):
+        remove_spectral_normalization(net)
+    assert all(torch.equal(a.weight, b) for a, b in zip(net, before, strict=True))
+    remove_spectral_normalization(net, leave_parametrized=False)
+    assert normalized(net) == []
+
+
+def test_a_shared_weight_that_is_divided_alike_becomes_the_quotient():
+    net = tied(nn.Linear(4, 7), [])
+    before = net(torch.tensor([1, 2]))
+    remove_spectral_normalization(net)
+    torch.testing.assert_close(net(torch.tensor([1, 2])), before)
+    assert net[0].weight is net[1].weight
+    meta = spectral_normalize_network(nn.Linear(4, 7, device="meta"))  # whose norm nobody knows
+    assert remove_spectral_normalization(meta).weight.is_meta
 
 
 def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
