@@ -81,6 +81,11 @@ def test_a_page_describes_itself(name):
     assert [len(tag["content"]) > 20 for tag in tags] == [True]
 
 
+def test_the_front_page_says_its_name_once():
+    page = site_checks.parsed(SITE / BOOK.name / "index.html")
+    assert page.title.get_text() == "Lipschitz constraints in deep learning, executed"
+
+
 def test_chapters_are_numbered_in_the_sidebar():
     page = site_checks.parsed(SITE / BOOK.name / "index.html")
     links = [link.get_text(strip=True) for link in page.select("nav.bd-links a.internal")]
