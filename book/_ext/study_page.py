@@ -93,12 +93,14 @@ def columns(study: Study, meanings: Mapping[str, str]) -> str:
     first = sum(name in study.cells for name in study.table)
     lines = [
         f"The first {first} columns name a cell, run in one piece; the others, its rows.\n",
+        ":::{table}",
+        ":class: stacked columns",
         "| column | meaning | values |",
         "| :-- | :-- | :-- |",
     ]
     for name, column in study.table.items():
         lines.append(f"| `{name}` | {meanings.get(str(name), '')} | {_values(column)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, ":::"])
 
 
 def means(root: Path, name: str) -> dict[str, str]:
@@ -376,7 +378,8 @@ def _values(column: pd.Series) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    told = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return told.replace("-", "−", 1) if value < 0 else told
 
 
 def _concerns(entry: Entry, study: Study) -> bool:
