@@ -2,7 +2,8 @@
 
 The corner of a table is an empty ``<th>``: a header that heads nothing. Entries of the references
 are no items of their list. Every fold of code has the same name, which hides the words on it. The
-theme's arrows, which open a part of the sidebar, have no name.
+theme's arrows, which open a part of the sidebar, have no name. A link to an exercise begins with
+the space before it.
 """
 
 import html
@@ -16,6 +17,9 @@ from sphinx.application import Sphinx
 
 #: An entry of the sidebar with pages of its own, and the arrow that unfolds them.
 _FOLD = re.compile(r"(<a [^>]*>(?P<title>[^<]*)</a><details[^>]*><summary)>")
+
+#: What stands before the link to a solution's exercise, with the space inside of the link.
+_SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")
 
 #: A header without words, as docutils writes it.
 _EMPTY_HEADER = re.compile(r"<th([^>]*)>\s*<p>\s*</p>\s*</th>")
@@ -43,8 +47,11 @@ def with_plain_roles(body: str) -> str:
     --------
     >>> with_plain_roles('<th class="head"><p></p></th>')
     '<td class="head"></td>'
+    >>> with_plain_roles('Solution to<a href="#a"> Exercise 1</a>')
+    'Solution to <a href="#a">Exercise 1</a>'
     """
     body = _EMPTY_HEADER.sub(r"<td\1></td>", body)
+    body = _SOLUTION.sub(r"\1 \2", body)
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     return body.replace('role="doc-biblioentry"', 'role="listitem"')
 
