@@ -74,7 +74,7 @@ def as_array(x: Tensor) -> Array:
 
     Not by ``x.numpy()``, after which the storage can never be resized: FSDP would fail.
     """
-    return np.from_dlpack(_Exported(x.detach()))
+    return np.from_dlpack(_Exported(x.detach().resolve_neg()))
 
 
 def can_read(x: Tensor, dtype: torch.dtype) -> bool:
@@ -88,6 +88,7 @@ def can_read(x: Tensor, dtype: torch.dtype) -> bool:
         and x.dtype is dtype
         and dtype in _CTYPES
         and x.is_contiguous()
+        and not x.is_neg()  # as the imaginary part of a conjugate: the memory has the opposite
     )
 
 

@@ -245,7 +245,9 @@ def conv_spectral_norm(
     with torch.no_grad():
         search = _Search(searched)
         theta, weights = search.run(rtol)
-    sigma = conv.kernel.new_tensor(math.sqrt(max(theta, 0.0)))
+    # Not by new_tensor, which the imaginary part of a conjugate does not have.
+    norm = math.sqrt(max(theta, 0.0))
+    sigma = torch.tensor(norm, dtype=conv.kernel.dtype, device=conv.kernel.device)
     if conv.kernel.requires_grad:
         sigma = _Differentiable.apply(conv.kernel, sigma, conv, search, weights)  # type: ignore[no-untyped-call]
     return (sigma * conv.scale).to(kernel.dtype)

@@ -353,6 +353,16 @@ def test_dtypes_and_views(dtype):
     assert conv_matrix(kernel, (4, 3)).dtype == dtype
 
 
+def test_the_imaginary_part_of_a_conjugate():
+    kernel = gaussian(3, 2, 3, 3)
+    part = torch.complex(kernel, -kernel).conj().imag.requires_grad_()
+    assert part.is_neg()
+    expected = conv_spectral_norm(kernel.requires_grad_(), 6)
+    torch.testing.assert_close(conv_spectral_norm(part, 6), expected)
+    found = torch.autograd.grad(conv_spectral_norm(part, 6), part)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(expected, kernel)[0])
+
+
 def test_zero_kernel():
     kernel = torch.zeros(2, 2, 3, 3, requires_grad=True)
     sigma = conv_spectral_norm(kernel, 5)

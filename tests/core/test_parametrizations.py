@@ -266,6 +266,14 @@ def test_many_gradients_at_once():
     torch.testing.assert_close(together, torch.stack(one_by_one))
 
 
+def test_a_gradient_whose_memory_is_its_negative():
+    """The imaginary part of a conjugate; of one entry it counts as contiguous."""
+    layer = spectral_normalize(nn.Linear(1, 1, bias=False))
+    z = torch.complex(torch.full((1, 1), 2.0), layer.weight)
+    (z.conj() * torch.tensor(3 + 1j)).imag.sum().backward()
+    assert abs(original(layer).grad.item()) < 1e-3  # of w / |w|
+
+
 def test_a_weight_that_was_overwritten_cannot_be_differentiated():
     layer = linear(gaussian(4, 3))
     weight = layer.weight

@@ -279,6 +279,17 @@ def test_gradient_is_the_outer_product(method):
         torch.testing.assert_close(grad, torch.outer(u[:, 0], vh[0]))
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (300, 200)])
+def test_the_imaginary_part_of_a_conjugate_has_other_signs_than_its_memory(shape):
+    matrix = gaussian(*shape)
+    part = torch.complex(matrix, -matrix).conj().imag.requires_grad_()
+    assert part.is_neg()
+    expected = spectral_norm(matrix.requires_grad_())
+    assert spectral_norm(part).item() == expected.item()
+    found = torch.autograd.grad(spectral_norm(part), part)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(expected, matrix)[0])
+
+
 def test_second_derivative_is_right_or_refused():
     matrix = gaussian(4, 3).requires_grad_()
     assert gradgradcheck(lambda w: spectral_norm(w, method="svd"), matrix)
