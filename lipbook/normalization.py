@@ -66,10 +66,11 @@ def spectral_normalize(
       NaN.
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
       another weight; here the steps are done on copies of them, once for each new weight.
-    - Assigning to the weight computes new vectors. If it was overwritten otherwise, the next
-      access in evaluation mode notices and finds new vectors; a graph that `torch.compile`,
-      `torch.export`, `torch.jit.trace` or `torch.func` make of it cannot depend on values, and so
-      cannot notice. The vectors may be averaged beside the weights, as EMA and SWA do.
+    - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If
+      it was overwritten otherwise, the next access in evaluation mode notices and finds new
+      vectors; a graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make
+      of it cannot depend on values, and so cannot notice. The vectors may be averaged beside the
+      weights, as EMA and SWA do.
     - Half precision is normalized in float32, also under autocast. Weights whose squared norm
       overflows are divided by their norm all the same.
     - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.
@@ -137,8 +138,7 @@ def spectral_normalize(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module must have a parameter named {name!r}, {module} has none")
-    values = torch.view_as_real(weight) if weight.is_complex() else weight
-    check_tensor(values.detach(), name, min_ndim=1)
+    check_tensor(_as_real(weight).detach(), name, min_ndim=1)  # no view may outlive this
     if norm not in ("matrix", "operator"):
         raise ValueError(f"norm must be 'matrix' or 'operator', got {norm!r}")
     check_count(n_power_iterations, "n_power_iterations")
@@ -162,6 +162,10 @@ def spectral_normalize(
     hook = partial(_read_legacy, name=name)
     module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return module
+
+
+def _as_real(weight: Tensor) -> Tensor:
+    return torch.view_as_real(weight.resolve_conj()) if weight.is_complex() else weight
 
 
 def _checked_options(coefficient: float, at_most: bool, eps: float) -> Options:

@@ -100,6 +100,15 @@ class Chain(parametrize.ParametrizationList):
         found: Tensor = super().forward() if others else first(self.original)
         return found
 
+    def right_inverse(self, value: Tensor) -> None:
+        """Assign to the parametrized tensor, unless it would have another shape or dtype."""
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            raise TypeError(f"a weight must be a floating-point tensor, got {_kind(value)}")
+        old = self.original if len(self) == 1 else value  # others may change both
+        if value.shape != old.shape or value.dtype != old.dtype:
+            raise ValueError(f"a weight that is {_kind(old)} cannot become {_kind(value)}")
+        super().right_inverse(value)
+
 
 class Normalization(nn.Module):
     """A parametrization that divides by a norm; the subclasses say which."""
@@ -110,7 +119,7 @@ class Normalization(nn.Module):
         super().__init__()
         self.options = options
 
-    def estimate(self, weight: Tensor) -> Estimate:
+    def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:
         """Return the norm and its derivative; in training mode, improve the vectors."""
         raise NotImplementedError
 
@@ -136,7 +145,7 @@ class Normalization(nn.Module):
         normalized: Tensor
         if is_observed(working):
             with torch.no_grad():
-                _, left, right = self.estimate(working.detach())  # of tangents, too
+                _, left, right = self.estimate(working.detach(), observed=True)  # no tangents
             normalized = _divided(working, *self.shaped(left, right), self.options)
         elif self.training:
             normalized = _normalize(working, self)
@@ -236,6 +245,12 @@ def is_observed(x: Tensor) -> bool:
         or x.is_meta
         or (forward_ad._current_level >= 0 and _tangent(x) is not None)
     )
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} of shape {(*value.shape,)}"
 
 
 def _tangent(x: Tensor) -> Tensor | None:
@@ -363,7 +378,7 @@ class _PowerIterated(Normalization):
         u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
         return id(u), _version(u), id(v), _version(v)
 
-    def estimate(self, weight: Tensor) -> Estimate:
+    def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
         old_u, old_v = start = self._u, self._v
         if old_u.dtype != weight.dtype:
@@ -373,9 +388,7 @@ class _PowerIterated(Normalization):
             # In place, for the replicas of DataParallel; autograd saves u and v themselves.
             _store(old_u, u)
             _store(old_v, v)
-        elif not is_observed(weight) and (
-            _strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)
-        ):
+        elif not observed and (_strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
         return Estimate(sigma, *self.derivative(weight, u, v))
 
@@ -540,7 +553,7 @@ class VectorNormalization(Normalization):
         """Return the weight."""
         return weight
 
-    def estimate(self, weight: Tensor) -> Estimate:
+    def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:  # noqa: ARG002
         """Return the length, and 1 and the direction."""
         sigma = _length_of(weight)(weight).clamp(min=self.options.eps)
         return Estimate(sigma, sigma.new_ones(()), weight / sigma)
@@ -558,7 +571,7 @@ class BatchNormNormalization(Normalization):
         """Return γ and what it is multiplied by."""
         return torch.cat([weight, inverse_std(self.owner[0], weight)])
 
-    def estimate(self, weight: Tensor) -> Estimate:
+    def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:  # noqa: ARG002
         """Return the largest ``|γ/std|``, and 1 and its gradient."""
         scale = inverse_std(self.owner[0], weight)
         sigma, top = (weight * scale).abs().max(0)

@@ -172,6 +172,27 @@ def complex_weight(normalize, training):
     return settled(normalize, layer, training)(gaussian(5, 4, seed=1) + 1j * gaussian(5, 4))
 
 
+def conjugated(normalize, training):
+    layer = nn.Linear(4, 3, dtype=torch.complex128)
+    layer.weight = nn.Parameter(torch.complex(gaussian(3, 4), gaussian(3, 4, seed=1)).conj())
+    return normalize(layer, n_power_iterations=300).train(training).weight
+
+
+def swapped(normalize, training):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return complex_weight(normalize, training)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def vectorized(normalize, training):
+    layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
+    function = lambda weight: call(layer, {NAME: weight}, x)  # noqa: E731
+    options = {"strategy": "forward-mode", "vectorize": True}
+    return torch.autograd.functional.jacobian(function, original(layer).detach(), **options)
+
+
 def no_eps(normalize, training):
     layer = settled(normalize, nn.Linear(4, 3, dtype=torch.float64), training, eps=0)
     return layer(gaussian(5, 4, seed=1))
@@ -304,6 +325,9 @@ CASES: dict[str, Callable[[Normalize, bool], object]] = {
     "embedding": embedding(sparse=False),
     "sparse embedding": embedding(sparse=True),
     "complex": complex_weight,
+    "conjugate": conjugated,
+    "complex, swapped": swapped,
+    "jacobian, vectorized": vectorized,
     "eps=0": no_eps,
     "dense": of_layer(nn.Linear(4, 3), 5, 4),
     "dense, dim=1": of_layer(nn.Linear(4, 3), 5, 4, dim=1),
@@ -338,6 +362,7 @@ NOT_TORCHS = {
     ("grad of stack_module_state", True),
     ("dual weight", True),
     ("jit.trace", True),
+    ("jacobian, vectorized", True),
 }
 
 
@@ -419,6 +444,25 @@ def test_the_modes_that_record_nothing(training):
     outside.sum().backward()
     if not training:
         assert outside.tolist() == inside
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(3, 4, 3)], ids=str)
+def test_no_weight_of_another_shape_or_dtype_is_assigned(layer):
+    """Torch takes another shape, which no layer can use, and computes vectors before it refuses."""
+    layer = spectral_normalize(copy.deepcopy(layer))
+    old = layer.weight.detach()
+    state = {name: x.clone() for name, x in layer.state_dict().items()}
+    shape = rf"float32 of shape \({', '.join(map(str, old.shape))},?\) cannot become"
+    for value, error, message in [
+        (old[1:], ValueError, rf"{shape} torch.float32 of shape \(3"),
+        (old[..., None], ValueError, shape),
+        (old.double(), ValueError, rf"{shape} torch.float64"),
+        (old.long(), TypeError, "must be a floating-point tensor, got torch.int64 of shape"),
+        (1.0, TypeError, "must be a floating-point tensor, got float"),
+    ]:
+        with pytest.raises(error, match=message):
+            layer.weight = value
+        assert all(torch.equal(x, state[name]) for name, x in layer.state_dict().items())
 
 
 @pytest.mark.parametrize("training", [True, False])
