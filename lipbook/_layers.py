@@ -66,7 +66,7 @@ def any_grad_mode(function: Function) -> Function:
         with torch.inference_mode(False), torch.enable_grad():
             args = tuple(_normal(one) for one in args)
             kwargs = {key: _normal(one) for key, one in kwargs.items()}
-            with _normal_state([f for f in (*args, *kwargs.values()) if isinstance(f, nn.Module)]):
+            with normal_state([f for f in (*args, *kwargs.values()) if isinstance(f, nn.Module)]):
                 result = function(*args, **kwargs)
             return result.detach() if isinstance(result, Tensor) and not wanted else result
 
@@ -79,12 +79,16 @@ def _normal(value: Any) -> Any:
 
 
 @contextmanager
-def _normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
+def normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put copies in the places of a module's inference tensors for a while."""
     with contextlib.ExitStack() as stack:
         for module in modules:
-            state = chain(module.named_parameters(), module.named_buffers())
-            copies = {name: t.clone() for name, t in state if t.is_inference()}
+            copies = {
+                f"{prefix}.{name}".lstrip("."): tensor.clone()
+                for prefix, layer in module.named_modules()  # each once, though it may share
+                for name, tensor in chain(layer._parameters.items(), layer._buffers.items())
+                if tensor is not None and not nn.parameter.is_lazy(tensor) and tensor.is_inference()
+            }
             if copies:
                 stack.enter_context(torch.nn.utils.stateless._reparametrize_module(module, copies))
         yield

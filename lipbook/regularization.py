@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbook._checks import check_count, check_labelled
-from lipbook._layers import evaluation_mode
+from lipbook._layers import evaluation_mode, normal_state
 from lipbook._weights import Weight, constant, used_matrices
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -257,7 +257,8 @@ def input_gradient_penalty(
     TypeError: labels must be an int64 tensor, got torch.float32; ...
     """
     check_labelled(inputs, labels)
-    with torch.inference_mode(False), torch.enable_grad():
+    modules = [model] if isinstance(model, nn.Module) else []
+    with torch.inference_mode(False), torch.enable_grad(), normal_state(modules):
         labels = constant(labels)
         x = inputs if inputs.requires_grad else constant(inputs).requires_grad_()
         total = criterion(model(x), labels) * len(x)

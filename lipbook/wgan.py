@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbook._checks import check_positive, check_tensor
+from lipbook._layers import normal_state
 from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
@@ -238,7 +239,8 @@ def gradient_penalty(
 
     The norm of each gradient is Euclidean over all axes but the batch, and each sample gets one
     random point of its segment, see `interpolate`. Multiply the result by λ. The caller may be in
-    `torch.no_grad` or `torch.inference_mode`: gradients are taken all the same.
+    `torch.no_grad` or `torch.inference_mode`: gradients are taken all the same, also of a module
+    that was made there.
 
     Parameters
     ----------
@@ -651,7 +653,13 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
         with torch.inference_mode(False), torch.enable_grad():
             return _mean_square(critic, points, target, one_sided)
     _refuse_batch_norm(critic)
-    points = constant(points).requires_grad_()
+    with normal_state([critic] if isinstance(critic, nn.Module) else []):
+        gradients = _input_gradients(critic, constant(points).requires_grad_())
+    deviations = gradient_norms(gradients) - target
+    return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
+
+
+def _input_gradients(critic: Critic, points: Tensor) -> Tensor:
     scores = critic(points)
     n = len(points)
     if scores.numel() == 0 or (scores.shape != (n,) and scores.shape[:2] != (n, 1)):
@@ -666,8 +674,7 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
         )
     shares = torch.full_like(scores, n / scores.numel())  # of a map, the mean
     (gradients,) = torch.autograd.grad(scores, points, shares, create_graph=True)
-    deviations = gradient_norms(gradients) - target
-    return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
+    return gradients
 
 
 def _between(

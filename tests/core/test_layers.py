@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, whole_shape
+from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, normal_state, whole_shape
 
 
 class Doubled(nn.Linear):
@@ -61,3 +61,14 @@ def test_gradients_are_computed_in_any_mode_and_detached_for_those_who_want_none
         result = slope(torch.ones(2))
     assert not result.requires_grad
     assert torch.equal(result, 2 * x)
+
+
+def test_layers_that_share_a_weight_of_inference_mode_are_lent_an_ordinary_one_each():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Sequential(), nn.BatchNorm1d(2))
+    net[1].weight = net[0].weight
+    net[2].append(net[0])  # one layer at two places
+    own = {name: id(x) for name, x in net.state_dict(keep_vars=True).items()}
+    with normal_state([net]):
+        assert not any(x.is_inference() for x in net.state_dict().values())
+    assert {name: id(x) for name, x in net.state_dict(keep_vars=True).items()} == own

@@ -413,6 +413,11 @@ def test_the_callers_mode_changes_no_value(mode):
         assert [twin().item() for _ in range(3)] == values
         assert made().item() == values[0]
     assert input_gradient_penalty(model, *inner).item() == outside
+    with torch.inference_mode():
+        twin = copy.deepcopy(model)
+        twin[0].weight = nn.Parameter(twin[0].weight.clone())
+    assert twin[0].weight.is_inference()
+    assert input_gradient_penalty(twin, x, y).item() == outside
     made().backward()  # its vectors are ordinary tensors
     assert made().item() == values[2]
 

@@ -1,5 +1,6 @@
 """Losses, the gradient penalty and the constraints, against formulas and other routes."""
 
+import copy
 import itertools
 import math
 
@@ -383,17 +384,17 @@ def test_r1_is_half_the_mean_squared_gradient_at_the_data():
     assert found.item() == pytest.approx(3 * r1_penalty(critic, real).item())
 
 
+PENALTIES = [
+    lambda critic, real, fake: gradient_penalty(critic, real, fake, generator=rng()),
+    lambda critic, real, _: r1_penalty(critic, real),
+    lambda critic, real, fake: GradientPenalty().penalty(critic, real, fake, rng()),
+    lambda critic, real, fake: R1Penalty().penalty(critic, real, fake, rng()),
+    lambda critic, *_: frobenius_excess_penalty(critic, 0.1),
+]
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
-    "penalty",
-    [
-        lambda critic, real, fake: gradient_penalty(critic, real, fake, generator=rng()),
-        lambda critic, real, _: r1_penalty(critic, real),
-        lambda critic, real, fake: GradientPenalty().penalty(critic, real, fake, rng()),
-        lambda critic, real, fake: R1Penalty().penalty(critic, real, fake, rng()),
-        lambda critic, *_: frobenius_excess_penalty(critic, 0.1),
-    ],
-)
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_callers_mode_changes_no_penalty(penalty, mode):
     critic, samples = net(2, 4, 1), (normal(5, 2, seed=1), normal(5, 2, seed=2))
     outside = penalty(critic, *samples).item()
@@ -404,6 +405,28 @@ def test_the_callers_mode_changes_no_penalty(penalty, mode):
     assert penalty(critic, *inner).item() == outside
     for parameter in critic.parameters():
         assert parameter.grad is None
+
+
+@pytest.mark.parametrize("penalty", PENALTIES[:-1])
+def test_a_critic_that_was_made_in_inference_mode_has_its_penalties(penalty):
+    """So have two layers of it that share a weight; and one that is still lazy."""
+    with torch.inference_mode():
+        critic = net(2, 4, 4, 1)
+        critic.insert(3, nn.Linear(4, 4).double())
+        critic[3].weight = critic[2].weight
+    ordinary = copy.deepcopy(critic)
+    for layer in ordinary:
+        for name, parameter in layer.named_parameters():
+            setattr(layer, name, nn.Parameter(parameter.clone()))
+    samples = normal(5, 2, seed=1), normal(5, 2, seed=2)
+    weights = [*critic.parameters()]
+    value = penalty(critic, *samples)
+    assert value.item() == pytest.approx(penalty(ordinary, *samples).item())
+    assert all(map(torch.equal, weights, critic.parameters()))
+    assert all(parameter.is_inference() for parameter in critic.parameters())
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    gradient_penalty(lazy, *samples).backward()
+    assert lazy[0].weight.grad.any()
 
 
 def test_a_critic_without_a_gradient_is_refused():
