@@ -105,6 +105,11 @@ def not_dense(name: str) -> TypeError:
     )
 
 
+def wrong_type(value: object, name: str, wanted: str) -> TypeError:
+    """Return the error to raise, in the one form that all of them have."""
+    return TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+
+
 def check_positive(value: float, name: str) -> float:
     """Return `value` if it is a finite number above zero.
 

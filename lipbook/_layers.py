@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar, cast
@@ -136,9 +136,13 @@ def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
 
     Raises
     ------
+    TypeError
+        If it is no sequence, or an axis no integer.
     ValueError
         If an axis is shorter than 1.
     """
+    if not isinstance(input_shape, Iterable):
+        raise TypeError(f"input_shape must be integers, got one {type(input_shape).__name__}")
     shape = tuple(operator.index(length) for length in input_shape)
     if any(length < 1 for length in shape):
         raise ValueError(f"input_shape must have axes of at least 1, got {shape}")

@@ -83,8 +83,8 @@ def used_weights(module: nn.Module) -> Iterator[Weight]:
     Raises
     ------
     ValueError
-        If a hook makes a weight, as pruning and the old `torch.nn.utils.spectral_norm` do: what
-        the layer uses is then known only after a forward pass.
+        If a hook makes a weight, as pruning and the old `torch.nn.utils.spectral_norm` do, or a
+        lazy layer has none yet: what is used is then known only after a forward pass.
 
     Examples
     --------
@@ -107,6 +107,8 @@ def used_weights(module: nn.Module) -> Iterator[Weight]:
         _refuse_hooks(prefix, layer)
         for name in names:
             parameter = layer._parameters.get(name)
+            if nn.parameter.is_lazy(parameter):
+                raise uninitialized(module, layer)
             if parameter is None or parameter not in seen:
                 yield Weight(f"{prefix}.{name}".lstrip("."), layer, name)
             seen.add(parameter)
@@ -118,7 +120,7 @@ def used_matrices(module: nn.Module, name: str = "module") -> list[Weight]:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, and as in `used_weights`.
 
     Examples
     --------
@@ -146,6 +148,12 @@ def constant(tensor: Tensor) -> Tensor:
     True
     """
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def uninitialized(owner: nn.Module, layer: nn.Module) -> ValueError:
+    """Return the error to raise about a lazy layer."""
+    where = "" if owner is layer else f" in {type(owner).__name__}"
+    return ValueError(f"{layer}{where} must be initialized; run a batch through it first")
 
 
 def _refuse_hooks(prefix: str, layer: nn.Module) -> None:

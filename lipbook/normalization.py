@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lipbook._checks import check_count, check_positive, check_tensor
-from lipbook._layers import evaluation_mode, try_out
-from lipbook._weights import Weight, _refuse_hooks, used_matrices, used_weights
+from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
+from lipbook._layers import evaluation_mode, try_out, whole_shape
+from lipbook._weights import Weight, _refuse_hooks, uninitialized, used_matrices, used_weights
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
     CONVOLUTIONS,
@@ -111,7 +111,8 @@ def spectral_normalize(
     TypeError
         If an option has the wrong type, or ``norm="operator"`` is asked of another layer.
     ValueError
-        If there is no such weight, it is empty or not finite, or an option is out of range.
+        If there is no such weight, or none yet, as in a lazy layer, or it is empty or not finite,
+        or an option is out of range.
 
     Examples
     --------
@@ -138,10 +139,14 @@ def spectral_normalize(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module must have a parameter named {name!r}, {module} has none")
+    if nn.parameter.is_lazy(weight):
+        raise uninitialized(module, module)
     check_tensor(_as_real(weight).detach(), name, min_ndim=1)  # no view may outlive this
     if norm not in ("matrix", "operator"):
         raise ValueError(f"norm must be 'matrix' or 'operator', got {norm!r}")
     check_count(n_power_iterations, "n_power_iterations")
+    if dim is not None:
+        check_count(dim, "dim", least=-weight.ndim)
     options = _checked_options(coefficient, at_most, eps)
     normalization: Normalization
     if isinstance(module, _BATCH_NORMS):
@@ -169,10 +174,10 @@ def _as_real(weight: Tensor) -> Tensor:
 
 
 def _checked_options(coefficient: float, at_most: bool, eps: float) -> Options:
-    if eps != 0:
+    if isinstance(eps, bool | Tensor) or eps != 0:
         check_positive(eps, "eps")
     if not isinstance(at_most, bool):
-        raise TypeError(f"at_most must be a bool, got {type(at_most).__name__}")
+        raise wrong_type(at_most, "at_most", "a bool")
     return Options(check_positive(coefficient, "coefficient"), at_most, eps)
 
 
@@ -236,7 +241,7 @@ def spectral_normalize_network(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no weight to normalize, or no module of a name in `skip`, or a weight is not
         there yet, as in lazy layers, or made by a hook; and as in `spectral_normalize`. The
         network stays as it was then.
@@ -291,7 +296,7 @@ def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) 
             _refuse_hooks(name, layer)
         scales = isinstance(layer, nn.modules.batchnorm._NormBase) and not batch_norms
         if nn.parameter.is_lazy(weight) and not scales:
-            raise ValueError(f"network must be initialized, {layer} is not; call it once before")
+            raise uninitialized(network, layer)
         if weight is None:
             continue
         if batch_norms if isinstance(layer, _BATCH_NORMS) else weight.ndim > 1:
@@ -417,7 +422,8 @@ def project_spectral_(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If an argument is out of range, or a weight not finite.
+        If an argument is out of range, or a weight not finite, made by a hook or, in a lazy layer,
+        not there yet.
 
     Examples
     --------
@@ -474,7 +480,8 @@ def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.M
     Raises
     ------
     TypeError, ValueError
-        If `n_iterations` is no integer of at least 1.
+        If `n_iterations` is no integer of at least 1, or a weight is made by a hook or, in a lazy
+        layer, not there yet.
 
     Examples
     --------
@@ -616,7 +623,7 @@ def _input_shapes(module: nn.Module, shape: Sequence[int]) -> dict[nn.Module, tu
 
     hooks = [layer.register_forward_pre_hook(note) for layer in module.modules()]
     try:
-        try_out(module, shape)
+        try_out(module, whole_shape(shape))
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ it for matrices on a CPU. `normalization.spectral_normalize` chooses among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -511,7 +511,7 @@ class ConvNormalization(_PowerIterated):
         if input_size is None:
             raise ValueError("input_size must be given for norm='operator': the norm depends on it")
         axes = weight.ndim - 2
-        size = (input_size,) * axes if isinstance(input_size, int) else tuple(input_size)
+        size = tuple(input_size) if isinstance(input_size, Iterable) else (input_size,) * axes
         if len(size) != axes:
             raise ValueError(f"input_size must be one integer or {axes}, got {input_size}")
         for side in size:

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
-from lipbook._checks import check_count, check_positive, check_tensor, is_dense, not_dense
+from lipbook._checks import (
+    check_count,
+    check_positive,
+    check_tensor,
+    is_dense,
+    not_dense,
+    wrong_type,
+)
 from lipbook.matrix_norms import induced_norm, split_scale
 
 Method = Literal["auto", "gram", "lanczos", "svd"]
@@ -132,7 +139,8 @@ def power_iteration(
     Raises
     ------
     TypeError
-        If `matrix` or `init` is not a floating-point tensor, or `n_iterations` not an integer.
+        If `matrix` or `init` is not a floating-point tensor, `n_iterations` not an integer, or
+        `generator` no generator.
     ValueError
         If an entry is not finite, or shape, `init`, `form` or `n_iterations` do not fit.
 
@@ -560,6 +568,8 @@ def _normalize(x: Tensor) -> Tensor:
 def _start(
     unit: Tensor, init: str | Tensor, size: int, generator: torch.Generator | None
 ) -> Tensor:
+    if not isinstance(generator, torch.Generator | None):
+        raise wrong_type(generator, "generator", "a torch.Generator")
     shape = (*unit.shape[:-2], size)
     if isinstance(init, Tensor):
         check_tensor(init, "init", min_ndim=1)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbook._checks import check_count, check_labelled
-from lipbook._layers import evaluation_mode, normal_state
+from lipbook._checks import check_count, check_labelled, wrong_type
+from lipbook._layers import evaluation_mode, normal_state, whole_shape
 from lipbook._weights import Weight, constant, used_matrices
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NO_GRADIENT = "model must be differentiable, and its output depend on the inputs"
 _FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
 
 
@@ -48,7 +49,8 @@ def penalized_weights(model: nn.Module) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        If there are none, or a hook makes one (pruning, the old `torch.nn.utils.spectral_norm`).
+        If there are none, or a hook makes one (pruning, the old `torch.nn.utils.spectral_norm`),
+        or a lazy layer has none yet.
 
     Examples
     --------
@@ -132,7 +134,7 @@ class SpectralPenalty(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If no weight counts, or `n_power_iterations` is no positive integer.
+        If no weight counts, as in `penalized_weights`, or an argument has the wrong type or range.
 
     Examples
     --------
@@ -162,6 +164,8 @@ class SpectralPenalty(nn.Module):
         weights = used_matrices(model, "model")
         self.names = [weight.name for weight in weights]
         self.images = {} if input_shape is None else _image_shapes(model, input_shape)
+        if not isinstance(generator, torch.Generator | None):
+            raise wrong_type(generator, "generator", "a torch.Generator")
         generator = generator or torch.Generator().manual_seed(0)
         with torch.inference_mode(False), torch.no_grad():
             for i, weight in enumerate(weights):
@@ -245,7 +249,8 @@ def input_gradient_penalty(
     Raises
     ------
     TypeError, ValueError
-        If the inputs are no finite floating-point tensor, or the labels no matching classes.
+        If the inputs are no finite floating-point tensor, the labels no matching classes, or the
+        loss does not depend on the inputs by autograd.
 
     Examples
     --------
@@ -262,7 +267,11 @@ def input_gradient_penalty(
         labels = constant(labels)
         x = inputs if inputs.requires_grad else constant(inputs).requires_grad_()
         total = criterion(model(x), labels) * len(x)
-        (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+        if not total.requires_grad:
+            raise ValueError(_NO_GRADIENT)
+        (gradient,) = torch.autograd.grad(total, x, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ValueError(_NO_GRADIENT)
         return _at_least_float32(gradient).square().sum() / len(x)
 
 
@@ -285,7 +294,7 @@ def _image_shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tup
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with evaluation_mode(model), torch.no_grad():
-            model(next(model.parameters()).new_zeros(1, *input_shape))
+            model(next(model.parameters()).new_zeros(1, *whole_shape(input_shape)))
     except RuntimeError as error:
         raise ValueError(f"model does not take inputs {tuple(input_shape)}: {error}") from error
     finally:

@@ -22,20 +22,20 @@ more about it, so that a new one needs no change to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipbook._checks import check_positive, check_tensor
+from lipbook._checks import check_positive, check_tensor, wrong_type
 from lipbook._layers import normal_state
 from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 
 
 def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def interpolate(
     real: Tensor,
     fake: Tensor,
     *,
-    epsilon: Tensor | float | None = None,
+    epsilon: Tensor | Sequence[float] | float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw a point on the segment between each real sample and its fake partner (21).
@@ -189,7 +189,7 @@ def interpolate(
     ----------
     real, fake : Tensor, shape (n, ...)
         Of one shape, dtype and device; row i is the partner of row i.
-    epsilon : Tensor or float, optional
+    epsilon : Tensor, sequence of float or float, optional
         The ε of each sample, n numbers in [0, 1], or one for all: 1 is the real sample. By default
         they are drawn.
     generator : torch.Generator, optional
@@ -203,7 +203,8 @@ def interpolate(
     Raises
     ------
     TypeError
-        If one is not a floating-point tensor, or their dtypes differ.
+        If one is not a floating-point tensor, their dtypes differ, or `epsilon` or `generator` is
+        of the wrong type.
     ValueError
         If one is empty or not finite, their shapes or devices differ, `epsilon` is not n numbers
         in [0, 1], or both it and `generator` are given.
@@ -232,7 +233,7 @@ def gradient_penalty(
     *,
     one_sided: bool = False,
     target: float = 1.0,
-    epsilon: Tensor | float | None = None,
+    epsilon: Tensor | Sequence[float] | float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean squared deviation of ‖∇f‖ from `target` between real and fake samples: (19), (20).
@@ -257,7 +258,7 @@ def gradient_penalty(
         Punish only norms above the target (20), as in WGAN-LP (Petzka et al. 2018).
     target : float, default 1.0
         The norm asked for, at least 0.
-    epsilon : Tensor or float, optional
+    epsilon : Tensor, sequence of float or float, optional
         Where on its segment each point lies, see `interpolate`. By default it is drawn.
     generator : torch.Generator, optional
         On the CPU; draws the points. By default torch's global one.
@@ -270,11 +271,11 @@ def gradient_penalty(
     Raises
     ------
     TypeError
-        If a tensor has the wrong dtype.
+        If an argument has the wrong type or dtype, or the critic returns no tensor of real numbers.
     ValueError
         If shapes differ, a tensor is empty or not finite, `target` is negative, `epsilon` does not
         suit, or the critic returns other than one score or map a sample, cannot be differentiated,
-        or normalizes over the batch.
+        does not depend on its input, or normalizes over the batch.
 
     Examples
     --------
@@ -291,7 +292,8 @@ def gradient_penalty(
     ValueError: critic must not hold a BatchNorm layer in training mode: ...
     """
     points = interpolate(real, fake, epsilon=epsilon, generator=generator)
-    return _mean_square(critic, points, _check_target(target), one_sided)
+    _check_target(target, one_sided)
+    return _mean_square(critic, points, float(target), one_sided)
 
 
 def r1_penalty(critic: Critic, real: Tensor) -> Tensor:
@@ -354,7 +356,8 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        If `c` is not a finite number above 0, or what makes a weight does not let it be bounded.
+        If `c` is not a finite number above 0, or what makes a weight does not let it be bounded, or
+        a lazy layer has none yet.
 
     Examples
     --------
@@ -367,12 +370,13 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     """
     check_positive(c, "c")
     with torch.no_grad():
-        for weight in used_weights(module):
+        for weight in list(used_weights(module)):  # all of them or none
             value = weight.value()
+            bound = min(c, torch.finfo(value.dtype).max) if value.is_floating_point() else c
             if weight.parametrizations is None:
-                value.clamp_(-c, c)
+                value.clamp_(-bound, bound)
             elif value.abs().max() > c:
-                weight.assign(value.clamp(-c, c))
+                weight.assign(value.clamp(-bound, bound))
     return module
 
 
@@ -597,7 +601,7 @@ class GradientPenalty(Constraint):
 
     def __post_init__(self) -> None:
         check_positive(self.strength, "strength")
-        _check_target(self.target)
+        _check_target(self.target, self.one_sided)
 
     def penalty(
         self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None
@@ -661,6 +665,10 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
 
 def _input_gradients(critic: Critic, points: Tensor) -> Tensor:
     scores = critic(points)
+    if not isinstance(scores, Tensor):
+        raise wrong_type(scores, "critic's score", "a torch.Tensor")
+    if scores.is_complex():
+        raise TypeError(f"critic must return real scores, got {scores.dtype}")
     n = len(points)
     if scores.numel() == 0 or (scores.shape != (n,) and scores.shape[:2] != (n, 1)):
         raise ValueError(
@@ -673,14 +681,16 @@ def _input_gradients(critic: Critic, points: Tensor) -> Tensor:
             "detach and NumPy out of it"
         )
     shares = torch.full_like(scores, n / scores.numel())  # of a map, the mean
-    (gradients,) = torch.autograd.grad(scores, points, shares, create_graph=True)
+    (gradients,) = torch.autograd.grad(scores, points, shares, create_graph=True, allow_unused=True)
+    if gradients is None:
+        raise ValueError("critic must depend on its input, its scores do not")
     return gradients
 
 
 def _between(
     real: Tensor,
     fake: Tensor,
-    epsilon: Tensor | float | None,
+    epsilon: Tensor | Sequence[float] | float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
     if real.dtype != fake.dtype:
@@ -692,6 +702,8 @@ def _between(
         )
     if real.device != fake.device:
         raise ValueError(f"real and fake must be on one device, got {real.device}, {fake.device}")
+    if not isinstance(generator, torch.Generator | None):
+        raise wrong_type(generator, "generator", "a torch.Generator")
     shape = (len(real), *[1] * (real.ndim - 1))
     if epsilon is None:
         dtype = torch.promote_types(real.dtype, torch.float32)  # the same draw in half precision
@@ -703,10 +715,15 @@ def _between(
     return torch.lerp(fake, real, epsilon.to(real))
 
 
-def _check_epsilon(epsilon: Tensor | float, n: int) -> Tensor:
+def _check_epsilon(epsilon: Tensor | Sequence[float] | float, n: int) -> Tensor:
     if not isinstance(epsilon, Tensor):
-        epsilon = torch.full((n,), float(epsilon), dtype=torch.float64)
+        try:
+            epsilon = torch.tensor(epsilon, dtype=torch.float64)
+        except (RuntimeError, TypeError, ValueError):
+            raise wrong_type(epsilon, "epsilon", "a number or numbers") from None
     check_tensor(epsilon, "epsilon")
+    if epsilon.ndim == 0:
+        epsilon = epsilon.expand(n)
     if epsilon.numel() != n or epsilon.shape[0] != n:
         raise ValueError(
             f"epsilon must be one number a sample, shape ({n},), got shape {(*epsilon.shape,)}"
@@ -714,8 +731,8 @@ def _check_epsilon(epsilon: Tensor | float, n: int) -> Tensor:
     low, high = epsilon.aminmax()
     if low < 0 or high > 1:
         raise ValueError(
-            f"epsilon must lie in [0, 1], got {low:.3g} to {high:.3g}: points beyond the samples "
-            "are not between them"
+            f"epsilon must lie in [0, 1], got {low.item()} to {high.item()}: points beyond the "
+            "samples are not between them"
         )
     return epsilon
 
@@ -746,9 +763,10 @@ def _frobenius_norm(matrix: Tensor) -> Tensor:
     return unit * norm
 
 
-def _check_target(target: float) -> float:
+def _check_target(target: float, one_sided: bool) -> None:
+    if not isinstance(one_sided, bool | np.bool_):
+        raise wrong_type(one_sided, "one_sided", "a bool")
     if isinstance(target, bool) or not isinstance(target, int | float | np.integer | np.floating):
         raise TypeError(f"target must be a real number, got {type(target).__name__}")
     if not 0 <= target < math.inf:
         raise ValueError(f"target must be a finite number of at least 0, got {target}")
-    return float(target)

@@ -6,6 +6,7 @@ import copy
 import math
 import types
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -28,7 +29,13 @@ from lipbook.normalization import (
 )
 from lipbook.parametrizations import Normalization
 from lipbook.power_iteration import article_keras_spectral_norm
-from lipbook.wgan import GradientPenalty
+from lipbook.regularization import SpectralPenalty, frobenius_penalty
+from lipbook.wgan import (
+    GradientPenalty,
+    clip_frobenius_,
+    clip_weights_,
+    frobenius_excess_penalty,
+)
 
 
 @pytest.fixture(scope="module")
@@ -361,8 +368,8 @@ def test_what_a_network_may_be_asked():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.LazyLinear(2), r"must be initialized, LazyLinear\(.*is not; call it once before"),
-        (nn.LazyConv2d(2, 3), "must be initialized, LazyConv2d"),
+        (nn.LazyLinear(2), r"LazyLinear\(.* in Sequential must be initialized; run a batch"),
+        (nn.LazyConv2d(2, 3), r"LazyConv2d\(.* must be initialized"),
         (nn.utils.spectral_norm(nn.Linear(3, 3)), "1.weight is made by a hook, SpectralNorm"),
         (prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5), "made by a hook, L1Unstructured"),
         (nn.Linear(3, 3).requires_grad_(False), "must be finite, got nan"),
@@ -439,6 +446,20 @@ def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
         (nn.Linear(2, 2, bias=False), {"name": "bias"}, ValueError, "a parameter named 'bias'"),
         (nn.Linear(2, 2), {"norm": "frobenius"}, ValueError, "norm must be .* got 'frobenius'"),
         (nn.Linear(2, 2), {"dim": 2}, ValueError, r"dim must be an axis of shape \(2, 2\), got 2"),
+        (nn.Linear(2, 2), {"dim": 1.0}, TypeError, "dim must be an integer, got float"),
+        (nn.Linear(2, 2), {"dim": "0"}, TypeError, "dim must be an integer, got str"),
+        (nn.Linear(2, 2), {"dim": True}, TypeError, "dim must be an integer, got bool"),
+        (nn.LayerNorm(2), {"dim": "0"}, TypeError, "dim must be an integer, got str"),
+        (nn.Linear(2, 2), {"eps": False}, TypeError, "eps must be a real number, got bool"),
+        (nn.Linear(2, 2), {"eps": torch.zeros(())}, TypeError, "eps must be a real .* got Tensor"),
+        (nn.LazyLinear(2), {}, ValueError, "must be initialized; run a batch through it first"),
+        (nn.LazyBatchNorm1d(), {}, ValueError, "must be initialized; run a batch"),
+        (
+            nn.Conv2d(1, 1, 3),
+            {"norm": "operator", "input_size": 4.0},
+            TypeError,
+            "input_size must be an integer, got float",
+        ),
         (nn.Linear(2, 2), {"n_power_iterations": 0}, ValueError, "n_power_iterations .* got 0"),
         (nn.Linear(2, 2), {"coefficient": 0.0}, ValueError, "coefficient must be .* got 0"),
         (nn.Linear(2, 2), {"eps": -1.0}, ValueError, "eps must be a finite number above 0"),
@@ -489,6 +510,38 @@ def test_refused_weights():
         spectral_normalize(layer)
     with pytest.raises(ValueError, match="must be finite"):
         project_spectral_(layer)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        project_spectral_,
+        article_spectral_normalize,
+        partial(clip_weights_, c=1e-3),
+        partial(clip_frobenius_, limit=1e-3),
+        partial(frobenius_excess_penalty, limit=1.0),
+        frobenius_penalty,
+        SpectralPenalty,
+        orthonormal,
+    ],
+)
+@pytest.mark.parametrize("lazy", [nn.LazyLinear, lambda _: nn.LazyBatchNorm1d()])
+def test_no_lazy_layer_is_passed_over_in_silence(function, lazy):
+    net = nn.Sequential(nn.Linear(3, 4), lazy(1))
+    before = net[0].weight.clone()
+    with pytest.raises(ValueError, match=r"Lazy.* must be initialized; run a batch through it"):
+        function(net)
+    assert torch.equal(net[0].weight, before)
+    net(torch.ones(2, 3))
+    function(net)
+
+
+@pytest.mark.parametrize(
+    "function", [spectral_normalize_network, project_spectral_, SpectralPenalty]
+)
+def test_a_number_is_no_shape(function):
+    with pytest.raises(TypeError, match="input_shape must be integers, got one int"):
+        function(nn.Linear(5, 5), input_shape=5)
 
 
 @pytest.mark.parametrize(

@@ -527,6 +527,7 @@ I = torch.eye(2)  # noqa: E741
     [
         (lambda: power_iteration(I, 0), ValueError, "n_iterations must be at least 1, got 0"),
         (lambda: power_iteration(I, 1.5), TypeError, "n_iterations must be an integer"),
+        (lambda: power_iteration(I, generator=0), TypeError, "must be a torch.Generator, got int"),
         (lambda: power_iteration(I, form="qr"), ValueError, "form must be .* got 'qr'"),
         (lambda: power_iteration(I, init="zeros"), ValueError, "init must be .* got 'zeros'"),
         (

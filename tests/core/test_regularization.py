@@ -338,6 +338,7 @@ def test_penalties_on_a_gpu():  # pragma: no cover
     [
         ({"n_power_iterations": 0}, ValueError, "n_power_iterations must be at least 1, got 0"),
         ({"n_power_iterations": 1.0}, TypeError, "n_power_iterations must be an integer"),
+        ({"generator": 0}, TypeError, "generator must be a torch.Generator, got int"),
         ({"input_shape": (3, 8, 8)}, ValueError, r"does not take inputs \(3, 8, 8\)"),
     ],
 )
@@ -458,6 +459,13 @@ def test_input_gradient_penalty_refuses(arguments, error, message):
     arguments = {"inputs": torch.ones(4, 3), "labels": torch.zeros(4).long()} | arguments
     with pytest.raises(error, match=message):
         input_gradient_penalty(nn.Linear(3, 2), **arguments)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_input_gradient_penalty_refuses_a_model_that_ignores_its_input(with_grad):
+    scores = torch.ones(4, 2, requires_grad=with_grad)
+    with pytest.raises(ValueError, match="model must be differentiable, and its output depend on"):
+        input_gradient_penalty(lambda _: scores, torch.ones(4, 3), torch.zeros(4).long())
 
 
 # --- in a training

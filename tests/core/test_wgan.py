@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -174,6 +175,11 @@ def test_a_given_epsilon_is_where_the_points_lie(shape):
     for given_ in (epsilon, rows):
         torch.testing.assert_close(interpolate(real, fake, epsilon=given_), expected)
     assert torch.equal(interpolate(real, fake, epsilon=1), real)
+    for one in (epsilon.tolist(), epsilon.numpy()):
+        torch.testing.assert_close(interpolate(real, fake, epsilon=one), expected)
+    for n in (1, 4):
+        half = interpolate(real[:n], fake[:n], epsilon=torch.tensor(0.5))
+        assert torch.equal(half, interpolate(real[:n], fake[:n], epsilon=0.5))
     norms = gradient_norms(expected)
     penalty = gradient_penalty(half_square, real, fake, epsilon=epsilon)
     assert penalty.item() == pytest.approx((norms - 1).square().mean().item())
@@ -184,7 +190,9 @@ def test_a_given_epsilon_is_where_the_points_lie(shape):
     [
         (torch.rand(3), r"one number a sample, shape \(4,\), got shape \(3,\)"),
         (torch.rand(1, 4), r"one number a sample, .* got shape \(1, 4\)"),
-        (torch.tensor([0.0, 0.5, 1.5, 1.0]), r"epsilon must lie in \[0, 1\], got 0 to 1.5"),
+        (torch.tensor([0.0, 0.5, 1.5, 1.0]), r"epsilon must lie in \[0, 1\], got 0.0 to 1.5"),
+        (1.0001, r"epsilon must lie in \[0, 1\], got 1.0001 to 1.0001"),
+        ([0.5, 0.5], r"one number a sample, shape \(4,\), got shape \(2,\)"),
         (-0.5, r"epsilon must lie in \[0, 1\]"),
         (math.nan, "epsilon must be finite"),
     ],
@@ -195,6 +203,19 @@ def test_an_epsilon_that_is_none_is_refused(epsilon, message):
             call(normal(4, 2), normal(4, 2), epsilon=epsilon)
     with pytest.raises(ValueError, match="must not both be given"):
         interpolate(normal(4, 2), normal(4, 2), epsilon=0.5, generator=rng())
+
+
+@pytest.mark.parametrize("epsilon", ["a", {}, [[0.5], [0.5, 0.5]]], ids=str)
+def test_what_is_no_number_is_no_epsilon(epsilon):
+    kind = type(epsilon).__name__
+    with pytest.raises(TypeError, match=f"epsilon must be a number or numbers, got {kind}"):
+        interpolate(normal(4, 2), normal(4, 2), epsilon=epsilon)
+
+
+def test_what_is_no_generator_is_refused():
+    for call in (interpolate, partial(gradient_penalty, half_square)):
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
+            call(normal(4, 2), normal(4, 2), generator=0)
 
 
 def test_interpolation_draws_from_the_global_generator_by_default():
@@ -325,7 +346,13 @@ def test_penalty_takes_flat_scores_views_images_and_conditions():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(4), nn.SyncBatchNorm(4), nn.BatchNorm1d(4, track_running_stats=False)]
+    "layer",
+    [
+        nn.BatchNorm1d(4),
+        nn.SyncBatchNorm(4),
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.LazyBatchNorm1d(),
+    ],
 )
 def test_batch_norm_is_refused_with_the_reason(layer):
     critic = nn.Sequential(nn.Linear(2, 4), nn.Sequential(layer), nn.Linear(4, 1))
@@ -435,6 +462,32 @@ def test_a_critic_without_a_gradient_is_refused():
         gradient_penalty(critic, torch.ones(4, 2), torch.zeros(4, 2))
 
 
+@pytest.mark.parametrize("scores", [{}, (torch.ones(4),), None, 1.0, torch.ones(4).numpy()])
+def test_a_critic_that_returns_no_tensor_is_refused(scores):
+    message = f"critic's score must be a torch.Tensor, got {type(scores).__name__}"
+    for call in (gradient_penalty, lambda critic, real, _: r1_penalty(critic, real)):
+        with pytest.raises(TypeError, match=message):
+            call(lambda _: scores, torch.ones(4, 2), torch.zeros(4, 2))
+
+
+def test_a_critic_with_complex_scores_or_that_ignores_its_input_is_refused():
+    real, fake = torch.ones(4, 2), torch.zeros(4, 2)
+    with pytest.raises(TypeError, match=r"critic must return real scores, got torch\.complex64"):
+        gradient_penalty(lambda x: 1j * x.sum(1), real, fake)
+    constant = torch.ones(4, requires_grad=True)
+    with pytest.raises(ValueError, match="critic must depend on its input, its scores do not"):
+        gradient_penalty(lambda _: 2 * constant, real, fake)
+
+
+@pytest.mark.parametrize("one_sided", ["two-sided", 1, None])
+def test_what_is_no_bool_is_no_side(one_sided):
+    message = f"one_sided must be a bool, got {type(one_sided).__name__}"
+    with pytest.raises(TypeError, match=message):
+        gradient_penalty(half_square, torch.ones(4, 2), torch.ones(4, 2), one_sided=one_sided)
+    with pytest.raises(TypeError, match=message):
+        GradientPenalty(one_sided=one_sided)
+
+
 @pytest.mark.parametrize(
     "critic", [nn.Linear(2, 3), torch.sum, nn.Identity(), nn.Unflatten(1, (2, 1))]
 )
@@ -465,6 +518,14 @@ def test_weight_clipping_clamps_every_parameter(seed, c):
     clip_weights_(critic, c)
     for old, new in zip(before, critic.parameters(), strict=True):
         assert torch.equal(new, old.clamp(-c, c))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bound_beyond_the_dtype_clips_nothing(dtype):
+    critic = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    state = {name: x.clone() for name, x in critic.to(dtype).state_dict().items()}
+    clip_weights_(critic, 1e300)
+    assert all(torch.equal(x, state[name]) for name, x in critic.state_dict().items())
 
 
 def test_clipping_does_not_only_rescale():
