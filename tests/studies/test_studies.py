@@ -340,7 +340,7 @@ def affordable(
 #: Processor seconds of a repetition, where the table's minutes are a GPU's or what judges is read
 #: first. Panels are repeated by `make study STUDY=panels CHECK=1` alone.
 REPEATED = {"classes": 15, "open_question": 6, "panels": 120, "rivals": 35}
-REPEATED |= {"rivals_on_faces": 20, "yardstick": 6}
+REPEATED |= {"rivals_on_faces": 10, "yardstick": 6}
 #: What a repetition reads from ``build/data``. To draw the faces and to train their readers takes
 #: ten minutes: a run of the tests does not, `make study` does.
 _JUDGES = {"mnist", "faces-0-64", "reader-mnist", "reader-faces-32", "reader-faces-64"}
