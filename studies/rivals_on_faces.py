@@ -5,8 +5,8 @@
 batches of 32 and half the steps. What "fewer steps" and "ends better" mean is said in `rivals`, and
 stood in the catalogue long before.
 
-The search has two rounds: in that of `rivals` runs a tenth as long as those they chose for had
-every method take the largest step sizes. Here every method has three strengths times five pairs of
+The search has two rounds. That of `rivals` had one, of runs a tenth as long as the tests, and every
+method took the largest step sizes there. Here every method has three strengths times five pairs of
 step sizes on four seeds, a twentieth of the steps long (*probe*); its three best are trained again,
 three tenths long (*tuning*); the best of these is trained on five other seeds (*test*).
 
