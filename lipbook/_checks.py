@@ -53,10 +53,7 @@ def check_tensor(
     ValueError: matrix must have 2 axes, got shape (3,)
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, got {type(tensor).__name__}; "
-            "torch.as_tensor converts arrays and lists"
-        )
+        raise TypeError(f"{wrong_type(tensor, name, 'a torch.Tensor')}; try torch.as_tensor")
     if not is_dense(tensor):
         raise not_dense(name)
     if not tensor.is_floating_point() or tensor.itemsize == 1:  # torch hardly computes in float8
