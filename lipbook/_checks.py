@@ -126,7 +126,7 @@ def check_positive(value: float, name: str) -> float:
     ValueError: radius must be a finite number above 0, got -1.0
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+        raise wrong_type(value, name, "a real number")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
     return float(value)
@@ -151,7 +151,7 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
     ValueError: n_iterations must be at least 1, got 0
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        raise wrong_type(value, name, "an integer")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)

@@ -767,6 +767,6 @@ def _check_target(target: float, one_sided: bool) -> None:
     if not isinstance(one_sided, bool | np.bool_):
         raise wrong_type(one_sided, "one_sided", "a bool")
     if isinstance(target, bool) or not isinstance(target, int | float | np.integer | np.floating):
-        raise TypeError(f"target must be a real number, got {type(target).__name__}")
+        raise wrong_type(target, "target", "a real number")
     if not 0 <= target < math.inf:
         raise ValueError(f"target must be a finite number of at least 0, got {target}")

@@ -137,13 +137,33 @@ def best(
     ends = own.sort_values("step").groupby(["method", *SETTING, "seed"], sort=False).tail(1)
     if len(ends) < len(tuning):
         return {}
-    off = np.where(ends["step"] == ends["steps"], ends["log distance"], np.inf)
-    means = ends.assign(off=off).groupby(["method", *SETTING], sort=False)["off"].mean()
+    means = mean_ends(ends, ["method", *SETTING])
     return {
         method: dict(zip(SETTING, means[method].idxmin(), strict=True))
         for method in METHODS
         if method in means
     }
+
+
+def mean_ends(ends: pd.DataFrame, by: list[str]) -> pd.Series[Any]:
+    """Return the mean logarithm of the last distance, infinite where a run broke down."""
+    off = np.where(ends["step"] == ends["steps"], ends["log distance"], np.inf)
+    return ends.assign(off=off).groupby(by, sort=False)["off"].mean()
+
+
+def penalty_of(method: str) -> Penalty:
+    """Return the penalty of a method; none where the weights are divided."""
+    assert method in METHODS
+    return method if method in get_args(Penalty) else "none"  # type: ignore[return-value]
+
+
+def told(seen: Iterator[dict[str, Any]], pictured: int | None) -> Iterator[dict[str, Any]]:
+    """Say what was seen as rows of the table, with the images of one step or of none."""
+    for row in seen:
+        distance = row.pop("distance")
+        if row["step"] != pictured:
+            row.pop("grid")
+        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
 
 
 def watch(
@@ -158,27 +178,21 @@ def watch(
     steps: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Train one generator, and yield what the yardstick says along the way."""
+    """Train one generator, and return what the yardstick says along the way."""
     nets = networks(data, WIDTH[data], LATENT_DIM, seed)
     if method == "SN":
         normalize(nets[1], "warm", coefficient=strength)
-    assert method in METHODS
-    penalty: Penalty = method if method in get_args(Penalty) else "none"  # type: ignore[assignment]
     stops = sorted({1, *(max(1, round(share * steps)) for share in SHARES)})
     seen = watched(
         data,
         nets,
-        Rules(loss, penalty, strength, critic_steps, critic_lr, generator_lr),
+        Rules(loss, penalty_of(method), strength, critic_steps, critic_lr, generator_lr),
         latent_dim=LATENT_DIM,
         stops=stops if part == "test" else sorted({max(1, steps // 10), max(1, steps // 2), steps}),
         seed=seed,
         n_judged=N_JUDGED if steps > 10 else 100,
     )
-    for row in seen:
-        distance = row.pop("distance")
-        if part == "tuning" or seed > 0 or row["step"] != steps:
-            row.pop("grid")
-        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
+    return told(seen, steps if part == "test" and seed == 0 else None)
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:

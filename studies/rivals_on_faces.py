@@ -21,21 +21,22 @@ from collections.abc import Hashable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from lipbook.lab.gan import Penalty, Rules
+from lipbook.lab.gan import Rules
 from studies._pictures import N_JUDGED, TINY, networks, normalize, watched
-from studies.rivals import SETTING, SHARES, STEP_SIZES, STRENGTHS
+from studies.rivals import (
+    METHODS,
+    SETTING,
+    SHARES,
+    STEP_SIZES,
+    STRENGTHS,
+    mean_ends,
+    penalty_of,
+    told,
+)
 
 DATA, WIDTH, LATENT_DIM, BATCH_SIZE = "faces 32", 8, 64, 32
-#: The method's name is that of a gradient penalty, or SN; in order of priority.
-PENALTIES: dict[str, Penalty] = {
-    "SN": "none",
-    "two-sided": "two-sided",
-    "one-sided": "one-sided",
-    "R1": "R1",
-}
 SEARCH_SEEDS, TEST_SEEDS = (100, 101, 102, 103), (0, 1, 2, 3, 4)
 #: Generator steps of a run, by its part.
 STEPS = {"probe": 100, "tuning": 600, "test": 2000}
@@ -56,7 +57,7 @@ Cell = dict[str, Any]
 def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
     """List the runs by priority: each part of a method begins when the one before has ended."""
     plan: list[Cell] = []
-    for method in PENALTIES:
+    for method in METHODS:
         settings: Sequence[Sequence[float]] = [
             (strength, *step_sizes)
             for strength, step_sizes in product(STRENGTHS[method], STEP_SIZES)
@@ -88,9 +89,7 @@ def _ranked(found: pd.DataFrame | None, runs: Sequence[Cell]) -> list[tuple[floa
     ends = found.groupby([*runs[0]], sort=False).tail(1).merge(pd.DataFrame(runs))
     if len(ends) < len(runs):
         return []
-    off = np.where(ends["step"] == ends["steps"], ends["log distance"], np.inf)
-    means = ends.assign(off=off).groupby(SETTING, sort=False)["off"].mean()
-    return list(means.sort_values(kind="stable").index)
+    return list(mean_ends(ends, SETTING).sort_values(kind="stable").index)
 
 
 def watch(
@@ -102,7 +101,7 @@ def watch(
     steps: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Train one generator; yield what the yardstick says at the end, in a test along the way."""
+    """Train one generator; return what the yardstick says at the end, in a test along the way."""
     nets = networks(DATA, WIDTH, LATENT_DIM, seed)
     if method == "SN":
         normalize(nets[1], "warm", coefficient=strength)
@@ -112,7 +111,7 @@ def watch(
         nets,
         Rules(
             "wasserstein",
-            PENALTIES[method],
+            penalty_of(method),
             strength,
             critic_lr=critic_lr,
             generator_lr=generator_lr,
@@ -123,11 +122,7 @@ def watch(
         seed=seed,
         n_judged=N_JUDGED if steps > TINY else 100,
     )
-    for row in seen:
-        distance = row.pop("distance")
-        if part != "test" or row["step"] != steps:
-            row.pop("grid")
-        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
+    return told(seen, steps if part == "test" else None)
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:

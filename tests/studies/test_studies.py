@@ -339,13 +339,23 @@ def affordable(
 
 #: Processor seconds of a repetition, where the table's minutes are a GPU's or what judges is read
 #: first. Panels are repeated by `make study STUDY=panels CHECK=1` alone.
-REPEATED = {"classes": 15, "open_question": 6, "panels": 120, "rivals": 35}
-REPEATED |= {"rivals_on_faces": 10, "yardstick": 6}
+REPEATED = {
+    "classes": 15,
+    "open_question": 6,
+    "panels": 120,
+    "rivals": 35,
+    "rivals_on_faces": 10,
+    "yardstick": 6,
+}
 #: What a repetition reads from ``build/data``. To draw the faces and to train their readers takes
 #: ten minutes: a run of the tests does not, `make study` does.
 _JUDGES = {"mnist", "faces-0-64", "reader-mnist", "reader-faces-32", "reader-faces-64"}
-NEEDED = {"rivals": {"mnist", "reader-mnist"}, "yardstick": _JUDGES, "panels": _JUDGES}
-NEEDED |= {"rivals_on_faces": {"faces-0-64", "reader-faces-32"}}
+NEEDED = {
+    "panels": _JUDGES,
+    "rivals": {"mnist", "reader-mnist"},
+    "rivals_on_faces": {"faces-0-64", "reader-faces-32"},
+    "yardstick": _JUDGES,
+}
 
 
 def seconds_a_cell(name: str) -> float:
