@@ -69,6 +69,14 @@ def ended(plan, off):
     return pd.DataFrame([{**c, "step": c["steps"], "log distance": off(c)} for c in plan])
 
 
+def whole_plan(off):
+    """The runs of the faces' study where distances are what a function of the cell says."""
+    plan = rivals_on_faces.cells()
+    while len(more := rivals_on_faces.cells(ended(plan, off))) > len(plan):
+        plan = more
+    return pd.DataFrame(plan)
+
+
 def test_the_faces_search_goes_on_with_each_methods_best_settings():
     """Three go on of fifteen, and one of three; where a seed broke down, a setting is far off."""
 
@@ -76,31 +84,45 @@ def test_the_faces_search_goes_on_with_each_methods_best_settings():
         broke = cell["part"] == "tuning" and cell["seed"] == 101 and cell["generator_lr"] == 6e-4
         return np.inf if broke else abs(np.log(cell["generator_lr"] / 6e-4)) + cell["strength"]
 
-    plan = rivals_on_faces.cells()
-    while len(more := rivals_on_faces.cells(ended(plan, off))) > len(plan):
-        plan = more
-    table = pd.DataFrame(plan)
-    effort = table.groupby(["part", "method"]).size().unstack()
+    table = whole_plan(off)
+    effort = table.groupby(["loss", "part", "method"]).size().unstack()
     assert (effort.nunique(axis=1) == 1).all()
-    assert effort["SN"].to_dict() == {"probe": 60, "test": 5, "tuning": 12}
+    assert effort.loc["hinge", "SN"].tolist() == [60, 5, 12, 16]
     for method, strengths in rivals.STRENGTHS.items():
         own = table[table["method"] == method].drop_duplicates(["part", *rivals.SETTING])
-        rates = own[own["strength"] == strengths[0]].groupby("part")["generator_lr"].agg(set)
+        rates = own[own["strength"] <= strengths[0]].groupby("part")["generator_lr"].agg(set)
         assert 6e-4 in rates["tuning"]
         assert 6e-4 not in rates["test"]
     seeds = table.groupby("part")["seed"].agg(set)
-    assert seeds["test"].isdisjoint(seeds["probe"] | seeds["tuning"])
+    assert seeds["test"].isdisjoint(seeds["probe"] | seeds["tuning"] | seeds["wider"])
+
+
+def test_the_faces_search_goes_beyond_the_edges_that_it_meets_and_no_other():
+    table = whole_plan(lambda c: -c["strength"] + abs(np.log(c["critic_lr"] / 6e-4)))
+    tested = table[table["part"] == "test"].groupby("method")[rivals.SETTING].agg(set)
+    wider = table[table["part"] == "wider"].groupby("method")[rivals.SETTING].agg(set)
+    assert tested.loc["SN", "strength"] == {8.0}
+    assert (wider["critic_lr"] == {6e-4}).all()
+    assert wider.loc["two-sided", "strength"] == {100.0}
+
+    def inside(cell):
+        middle = {"SN": 2.0}.get(cell["method"], 1.0)
+        return abs(np.log(cell["strength"] / middle)) + abs(np.log(cell["critic_lr"] / 6e-4))
+
+    assert set(whole_plan(inside)["part"]) == {"probe", "tuning", "test"}
 
 
 def test_the_faces_search_waits_for_its_slowest_run():
-    probes = rivals_on_faces.cells()
-    rows = ended(probes, lambda cell: cell["strength"])
-    assert {c["part"] for c in rivals_on_faces.cells(rows.iloc[1:]) if c["method"] == "SN"} == {
-        "probe"
-    }
-    assert {c["part"] for c in rivals_on_faces.cells(rows) if c["method"] == "SN"} == {
-        *("probe", "tuning")
-    }
+    def parts(found):
+        return {
+            c["part"]
+            for c in rivals_on_faces.cells(found)
+            if (c["method"], c["loss"]) == ("SN", "hinge")
+        }
+
+    rows = ended(rivals_on_faces.cells(), lambda cell: cell["strength"])
+    assert parts(rows.iloc[1:]) == {"probe"}
+    assert parts(rows) == {"probe", "tuning"}
 
 
 def curves(method, exponent, end):
