@@ -143,6 +143,32 @@ def dot(x: Tensor, y: Tensor) -> float:
     return product
 
 
+def short_matrix(x: Tensor, dtype: torch.dtype, m: int, n: int) -> Array | None:
+    """Return `x` as a matrix on its memory, if a call of torch would take longer than its work.
+
+    By rows or by columns: the gradient of a dense layer's weight comes as a transpose.
+    """
+    if x.numel() > _SHORT:
+        return None
+    if can_read(x, dtype):
+        return memory(x).reshape(m, n)
+    if x.ndim == 2 and can_read(x.t(), dtype):
+        return memory(x.t()).reshape(n, m).T
+    return None
+
+
+def quotient_gradient(
+    grad: Array, weight: Array, factor: float, slope: float, u: Array, v: Array
+) -> Array:
+    """Return ``factor G − slope ⟨G, W⟩ u vᵀ`` by rows; of W the rows are given flat."""
+    is_single = grad.dtype.char == "f"
+    dot, ger = (blas.sdot, blas.sger) if is_single else (blas.ddot, blas.dger)
+    gradient: Array = np.multiply(grad, factor, order="C")
+    overlap = dot(gradient.ravel(), weight)
+    ger(-slope / factor * overlap if factor else 0.0, v, u, a=gradient.T, overwrite_a=1)
+    return gradient
+
+
 def gram(tall: Array) -> Array:
     """Return ``WᵀW``, of which the upper triangle counts."""
     by_rows = tall.flags.c_contiguous  # and BLAS reads by columns

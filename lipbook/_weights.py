@@ -104,7 +104,7 @@ def used_weights(module: nn.Module) -> Iterator[Weight]:
             lists = cast(nn.ModuleDict, layer.parametrizations)
             makers.update(lists.modules())
             names += lists
-        _refuse_hooks(prefix, layer)
+        refuse_hooks(prefix, layer)
         for name in names:
             parameter = layer._parameters.get(name)
             if nn.parameter.is_lazy(parameter):
@@ -156,7 +156,7 @@ def uninitialized(owner: nn.Module, layer: nn.Module) -> ValueError:
     return ValueError(f"{layer}{where} must be initialized; run a batch through it first")
 
 
-def _refuse_hooks(prefix: str, layer: nn.Module) -> None:
+def refuse_hooks(prefix: str, layer: nn.Module) -> None:
     for hook in layer._forward_pre_hooks.values():
         name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
         if isinstance(name, str) and name not in layer._parameters:

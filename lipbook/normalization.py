@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
 from lipbook._layers import evaluation_mode, try_out, whole_shape
-from lipbook._weights import Weight, _refuse_hooks, uninitialized, used_matrices, used_weights
+from lipbook._weights import Weight, refuse_hooks, uninitialized, used_matrices, used_weights
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
     CONVOLUTIONS,
@@ -293,7 +293,7 @@ def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) 
         if layer in skipped or inside_one:
             continue
         if "weight" in vars(layer):  # neither a parameter nor parametrized
-            _refuse_hooks(name, layer)
+            refuse_hooks(name, layer)
         scales = isinstance(layer, nn.modules.batchnorm._NormBase) and not batch_norms
         if nn.parameter.is_lazy(weight) and not scales:
             raise uninitialized(network, layer)

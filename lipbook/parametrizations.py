@@ -27,6 +27,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _HALF = (torch.float16, torch.bfloat16)
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_WRITTEN_TO = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: a normalized weight, between the access to it and the backward pass"
+)
 _WARM_UP = 15  # iterations at the start, torch's number
 _RECOVERY = 100  # iterations for vectors that belong to another weight
 _ALIGNED = 0.5  # cosine below which they do
@@ -97,7 +101,10 @@ class Chain(parametrize.ParametrizationList):
     def forward(self) -> Tensor:
         """Return the parametrized tensor."""
         first, *others = self._modules.values()
-        found: Tensor = super().forward() if others else first(self.original)
+        if others:
+            return super().forward()
+        original = self._parameters.get("original")  # a module's attributes take a microsecond
+        found: Tensor = first(self.original if original is None else original)
         return found
 
     def right_inverse(self, value: Tensor) -> None:
@@ -137,9 +144,8 @@ class Normalization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the normalized weight, in float32 at least on the way."""
-        device = weight.device.type
-        if not weight.is_meta and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
+        if not weight.is_meta and torch.is_autocast_enabled(weight.device.type):
+            with torch.autocast(weight.device.type, enabled=False):
                 return self.forward(weight)
         working = weight.float() if weight.dtype in _HALF else weight
         normalized: Tensor
@@ -291,14 +297,17 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, norm: Normalization) -> Tensor:
         normalized, ctx.quotient = norm.divide(weight)
         ctx.norm = norm
-        # Only this as a saved tensor, which takes longer: what belongs together stays together,
-        # also if a checkpoint comes by here again.
-        ctx.save_for_backward(weight)
+        # A leaf outlives the graph; to save it as a tensor takes a tenth of the whole.
+        ctx.leaf, ctx.version = (weight, _version(weight)) if weight.is_leaf else (None, 0)
+        if ctx.leaf is None:
+            ctx.save_for_backward(weight)
         return normalized
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
+        (weight,) = (ctx.leaf,) if ctx.leaf is not None else ctx.saved_tensors
+        if ctx.leaf is not None and _version(weight) != ctx.version:
+            raise RuntimeError(_WRITTEN_TO)
         norm: Normalization = ctx.norm
         grad = _strided(grad)
         if torch.is_grad_enabled() or is_observed(grad):
@@ -448,7 +457,9 @@ class MatrixNormalization(_PowerIterated):
         if not (
             self.dim == 0
             and _blas.in_one_thread(weight)
-            and all(_blas.can_read(x, weight.dtype) for x in (weight, u, v))
+            and _blas.can_read(weight, weight.dtype)
+            and _blas.can_read(u, weight.dtype)
+            and _blas.can_read(v, weight.dtype)
         ):
             return super().divide(weight)
         array, old_u, old_v = map(_blas.memory, (weight, u, v))
@@ -465,8 +476,13 @@ class MatrixNormalization(_PowerIterated):
         factor, slope, u, v = quotient
         if not isinstance(slope, float):
             return super().first_order(grad, weight, quotient)
+        batched = not torch._C._has_storage(grad)  # many gradients at once
+        short = None if batched else _blas.short_matrix(grad, weight.dtype, len(u), len(v))
+        if short is not None:
+            found = _blas.quotient_gradient(short, _blas.memory(weight), factor, slope, u, v)
+            return torch.from_numpy(found.reshape(weight.shape))
         left, right = torch.from_numpy(u), torch.from_numpy(v)
-        if not torch._C._has_storage(grad):  # many gradients at once
+        if batched:
             return super().first_order(grad, weight, Quotient(factor, slope, left, right))
         rows = grad if grad.ndim == 2 else grad.reshape(len(u), len(v))
         scale = -slope * _blas.dot(grad, weight)

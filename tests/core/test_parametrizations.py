@@ -29,16 +29,17 @@ modest = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
+@pytest.fixture(params=[(1, 0), (1, _blas._SHORT), (2, 0)], ids=["1", "short", "2"], autouse=True)
 def threads(request, monkeypatch) -> int:
-    """With one thread matrices are left to BLAS, with two to torch: every test runs twice.
+    """With one thread matrices are left to BLAS, with two to torch, and short ones to BLAS alone.
 
-    Two are only said to be there: beside another worker they would wait for each other's cores. And
-    short matrices count as long ones, which would be left to BLAS anyway.
+    So every test runs three times. Two threads are only said to be there: beside another worker
+    they would wait for each other's cores.
     """
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    monkeypatch.setattr(_blas, "_SHORT", 0)
-    return request.param
+    n_threads, short = request.param
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr(_blas, "_SHORT", short)
+    return n_threads
 
 
 def linear(weight: torch.Tensor, **options) -> nn.Linear:
