@@ -374,9 +374,9 @@ def printed(command: list[str]) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def criteria(claims: Sequence[str]) -> dict[str, str]:
+def criteria(claims: Sequence[str], catalogue: Path | None = None) -> dict[str, str]:
     """Return a digest of the text of each criterion of these claims in the catalogue."""
-    catalogue = studies.folder().parent / "claims.yml"
+    catalogue = catalogue or studies.folder().parent / "claims.yml"
     if not catalogue.exists():
         return {}
     entries = re.split(r"(?m)^  - id: ", catalogue.read_text(encoding="utf-8"))

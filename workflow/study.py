@@ -11,6 +11,7 @@ import json
 import platform
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,8 +205,8 @@ def _claims(name: str) -> Sequence[str]:
     return claims
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _git(*arguments: str | Path) -> str:
+    command = ["git", "-C", str(ROOT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -228,23 +229,32 @@ def _stated_before_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stated_then(name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the criteria of today whose text is that of the catalogue when a pool began."""
-    then = facts["criteria"]
-    now = _pool.criteria(_claims(name))
-    before = ("log", "-1", f"--before={facts['measured']}", "--format=%H", "--", str(CATALOGUE))
+    """Return the criteria that stood in git, as the pool read them, when it began.
+
+    By the catalogue of that commit: today's may have moved what was planned to what is judged.
+    """
     try:
-        commit = _git(*before)
+        commit = _git("log", "-1", f"--before={facts['measured']}", "--format=%H", "--", CATALOGUE)
+        text = _git("show", f"{commit}:{CATALOGUE.relative_to(ROOT)}") if commit else ""
     except (OSError, subprocess.CalledProcessError):
         return {}
+    if not text:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        catalogue = Path(folder) / CATALOGUE.name
+        catalogue.write_text(text, encoding="utf-8")
+        committed = _pool.criteria(_claims(name), catalogue)
+        found = criteria_for(name, _claims(name), catalogue)
+    read = facts["criteria"]
     digests = {
         claim: {
             key: digest
             for key, digest in criteria.items()
-            if then.get(f"{claim}.{key}") == now.get(f"{claim}.{key}")
+            if (name_of := f"{claim}.{key}") in read and read[name_of] == committed.get(name_of)
         }
-        for claim, criteria in criteria_for(name, _claims(name)).items()
+        for claim, criteria in found.items()
     }
-    return {"commit": commit, "digests": digests} if commit else {}
+    return {"commit": commit, "digests": digests}
 
 
 def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Series[float]:

@@ -289,7 +289,9 @@ def find(claim_id: str) -> Claim:
     return claims[claim_id]
 
 
-def criteria_for(study: str, claims: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+def criteria_for(
+    study: str, claims: Sequence[str] = (), path: Path | None = None
+) -> dict[str, dict[str, str]]:
     """Return the digests of the criteria that a study's table is held against, planned ones too.
 
     Parameters
@@ -298,6 +300,8 @@ def criteria_for(study: str, claims: Sequence[str] = ()) -> dict[str, dict[str, 
         Its name, by which claims name it in `studies`.
     claims : sequence of str
         Further claims, that will name it once it has been measured.
+    path : Path, optional
+        Of another catalogue than that of today.
 
     Returns
     -------
@@ -309,7 +313,7 @@ def criteria_for(study: str, claims: Sequence[str] = ()) -> dict[str, dict[str, 
         claim.id: {
             c.id: c.digest for c in (*claim.criteria, *claim.planned) if c.study in ("", study)
         }
-        for claim in catalogue(catalogue_path()).values()
+        for claim in catalogue(path or catalogue_path()).values()
         if study in claim.studies or claim.id in claims
     }
 

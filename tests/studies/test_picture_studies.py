@@ -17,6 +17,8 @@ from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
 from studies import _pool, panels, rivals, rivals_on_faces, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
+from workflow import study as measuring
+from workflow.project import CATALOGUE
 from workflow.study import gather_rows
 
 BLOCK = {"data": "mnist", "loss": "wasserstein", "critic_steps": 5}
@@ -201,6 +203,26 @@ def test_a_pool_goes_on_after_a_kill(tmp_path):
     assert gather_rows("rivals", tmp_path, tmp_path / "out.csv", commit="0f")
     assert len(pd.read_csv(tmp_path / "out.csv")) == 2
     assert json.loads((tmp_path / "out.json").read_text())["commit"] == "0f"
+
+
+def test_a_pool_is_gathered_under_the_catalogue_of_the_day_it_began(tmp_path, monkeypatch):
+    """A criterion may have moved or changed since; what was not in git then counts for nothing."""
+    then = CATALOGUE.read_text().replace("{id: steps_mnist, role", "{id: of_then, role")
+    (tmp_path / "claims.yml").write_text(then)
+    read = _pool.criteria(rivals.CLAIMS, tmp_path / "claims.yml")
+    answers = {"log": "0f", "show": then}
+    monkeypatch.setattr(measuring, "_git", lambda command, *_: answers[command])
+
+    def stated(criteria):
+        facts = {"measured": "2026-11-29", "criteria": criteria}
+        return measuring._stated_then("rivals", facts)
+
+    assert stated(read)["commit"] == "0f"
+    assert "of_then" in stated(read)["digests"]["SP5"]
+    assert "steps_mnist" not in stated(read)["digests"]["SP5"]
+    assert "of_then" not in stated({**read, "SP5.of_then": "another"})["digests"]["SP5"]
+    answers["log"] = ""  # older than the catalogue
+    assert stated(read) == {}
 
 
 @pytest.mark.parametrize(
