@@ -31,7 +31,7 @@ from studies import _pool
 from workflow.project import CATALOGUE, ROOT, WorkflowError, write_json, written
 
 _ORDER = "cell"  # while a table is in parts: which cell a row belongs to
-_BEFORE = ("tuning", "probe")  # parts of a study by which nothing is judged yet
+_BEFORE = ("tuning", "probe", "wider")  # parts of a study by which nothing is judged yet
 _DIGITS = "%.5g"  # more would be noise of the machine, and a larger file
 
 
