@@ -1,7 +1,7 @@
 """Chapter 6's study of SP5 on faces, as far as two processor cores reach.
 
-`rivals` plans drawn faces at 32×32 too, in runs that want a GPU. This is the two of its blocks that
-matter most, the Wasserstein loss with five critic steps and the hinge loss with one, made small
+`rivals` plans drawn faces at 32×32 too, in runs that want a GPU. These are the two of its blocks
+that matter most, the Wasserstein loss with five critic steps and the hinge loss with one, small
 enough for a laptop: networks of half the width, batches of 32 and half the steps. What "fewer
 steps" and "ends better" mean is said in `rivals`, and stood in the catalogue long before.
 

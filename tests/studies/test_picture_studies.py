@@ -207,8 +207,10 @@ def test_a_pool_goes_on_after_a_kill(tmp_path):
 
 def test_a_pool_is_gathered_under_the_catalogue_of_the_day_it_began(tmp_path, monkeypatch):
     """A criterion may have moved or changed since; what was not in git then counts for nothing."""
-    then = CATALOGUE.read_text().replace("{id: steps_mnist, role", "{id: of_then, role")
-    (tmp_path / "claims.yml").write_text(then)
+    then = CATALOGUE.read_text(encoding="utf-8").replace(
+        "{id: steps_mnist, role", "{id: of_then, role"
+    )
+    (tmp_path / "claims.yml").write_text(then, encoding="utf-8")
     read = _pool.criteria(rivals.CLAIMS, tmp_path / "claims.yml")
     answers = {"log": "0f", "show": then}
     monkeypatch.setattr(measuring, "_git", lambda command, *_: answers[command])
