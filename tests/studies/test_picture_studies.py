@@ -15,7 +15,7 @@ import studies
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
-from studies import _pool, panels, rivals, rivals_on_faces, yardstick
+from studies import _pool, panels, rivals, rivals_on_faces, small_panels, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
 from workflow import study as measuring
 from workflow.project import CATALOGUE
@@ -164,6 +164,31 @@ def test_the_panels_take_the_step_size_that_ends_nearest():
     assert panels.best(rows.iloc[1:], variant, len(rows), 1000) is None
     best = [cell for cell in panels.cells(rows) if cell["part"] == "best"]
     assert [cell["lr"] for cell in best] == [7e-4] * 5
+
+
+def test_the_small_panels_go_on_with_the_best_step_size_of_each_variant():
+    """The first is best at the article's, and needs no "equal"; of the second a run broke down."""
+    tuning = [cell for cell in small_panels.cells() if cell["part"] == "tuning"]
+    assert len(tuning) == 4 * 4 * 2
+
+    def off(cell):
+        variant = cell["division"], cell["norm"]
+        target = small_panels.LR if variant == panels.TUNED[0] else 2e-3
+        broke = variant == panels.TUNED[1] and cell["lr"] == 2e-3 and cell["seed"] == 101
+        return np.inf if broke else abs(np.log(cell["lr"] / target))
+
+    rows = pd.DataFrame(
+        [{**cell, "step": cell["steps"], "log distance": off(cell)} for cell in tuning]
+    )
+    plan = pd.DataFrame(small_panels.cells(rows))
+    chosen = plan[plan.part == "best"].groupby(["division", "norm"], sort=False).lr.unique()
+    assert chosen[panels.TUNED[0]] == [small_panels.LR]
+    assert chosen[panels.TUNED[1]] == [7e-4]
+    assert chosen[panels.TUNED[2]] == [2e-3]
+    assert len(plan[plan.part == "best"]) == 4 * 5
+    assert len(plan[plan.part == "equal"]) == 3 * 5
+    first_missing = pd.DataFrame(small_panels.cells(rows[rows.lr != 2e-4]))
+    assert "best" not in set(first_missing.part)
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (1, 5), (40, 40)])
