@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from lipbook.notebook import runtime
 from workflow import environment
+from workflow.compare import settle
 from workflow.passed import Passed, pages_seen
 from workflow.project import CHECKED, source
 
@@ -115,8 +116,10 @@ _compare = plugin.IPyNbCell.compare_outputs
 def _compare_and_tell(
     cell: plugin.IPyNbCell, test: list[Any], ref: list[Any], skip_compare: Any = None
 ) -> bool:
-    """Compare as nbval does, and warn of the glued numbers, which it is told to leave alone."""
+    """Compare as nbval does, but for last digits; warn of those, and of the glued numbers."""
     stored, here = _glued(ref), _glued(test)
+    if rounded := settle(ref, test):
+        cell.warn(pytest.PytestWarning(f"LastDigit: {len(rounded)} outputs end in other digits"))
     moved = [
         f"{name} {stored[name]}, here {here[name]}"
         for name in stored.keys() & here.keys()

@@ -478,10 +478,12 @@ def nbval(folder: Path, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-#: What nbval says of each cell: of what is the same, and of three that are broken.
+#: What nbval says of each cell: of what is the same, and of four that are broken.
 VERDICTS = {
     "sound": "PASSED",
     "glued": "PASSED",  # another number
+    "rounded": "PASSED",  # the last digit of a decimal number
+    "moved": "FAILED",  # more than that
     "changed": "FAILED",
     "emptied": "FAILED",  # its execution count stays
     "never-run": "PASSED",  # which is why `faults` asks for execution counts
@@ -490,9 +492,14 @@ VERDICTS = {
 
 def test_nbval_refuses_what_is_otherwise(tmp_path):
     sound, glued = compared().cells
-    cells = dict(zip(VERDICTS, (sound, glued, *(copy.deepcopy(sound) for _ in "123")), strict=True))
+    cells = dict(
+        zip(VERDICTS, (sound, glued, *(copy.deepcopy(sound) for _ in "12345")), strict=True)
+    )
     for name, cell in cells.items():
         cell.id = name
+    for name, stored in (("rounded", "0.55"), ("moved", "0.58")):
+        cells[name].source = "print('said 0.56')"
+        cells[name].outputs[0].text = f"said {stored}\n"
     cells["changed"].outputs[0].text = "said otherwise\n"
     cells["emptied"].outputs = []
     cells["never-run"].update(outputs=[], execution_count=None)
@@ -503,6 +510,7 @@ def test_nbval_refuses_what_is_otherwise(tmp_path):
     assert said == VERDICTS
     assert re.search(r"StaleNumber: size another number, here [0-9a-f]{8}\n", text)
     assert text.count("StaleNumber: ") == 1
+    assert text.count("LastDigit: ") == 1
 
 
 def test_it_is_our_hook_that_lets_the_glued_number_pass(tmp_path):
