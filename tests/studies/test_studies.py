@@ -345,6 +345,7 @@ REPEATED = {
     "panels": 120,
     "rivals": 35,
     "rivals_on_faces": 10,
+    "small_panels": 25,
     "yardstick": 6,
 }
 #: What a repetition reads from ``build/data``. To draw the faces and to train their readers takes
@@ -354,6 +355,7 @@ NEEDED = {
     "panels": _JUDGES,
     "rivals": {"mnist", "reader-mnist"},
     "rivals_on_faces": {"faces-0-64", "reader-faces-32"},
+    "small_panels": {"faces-0-64", "reader-faces-64"},
     "yardstick": _JUDGES,
 }
 
