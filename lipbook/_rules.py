@@ -127,7 +127,7 @@ def _filled(call: Call) -> Move:
 
 
 def _of_parts(*keys: str) -> Rule:
-    """Bound a map that is affine in `keys` jointly, with weights of at least 0.
+    """Bound a map that is affine in `keys` jointly, with weights of one sign for each of them.
 
     Schur's test: the norm is at most the root of the largest row sum times the largest column
     sum; the first are the map's values at 1, the second its gradient. Exact for copies, windows
@@ -193,14 +193,15 @@ def _sums(output: Tensor, offset: Tensor, ones: Tensor) -> tuple[Tensor, float]:
 def _gather(offset: Tensor, moves: Sequence[Move], parts: Sequence[tuple[Tensor, float]]) -> Move:
     if offset.numel() == 0:
         return Move(0.0, 0.0, 0.0)
-    rows = torch.stack([row.abs() for row, _ in parts])
-    factors = [math.sqrt(float(r.max()) * c) for r, (_, c) in zip(rows, parts, strict=True)]
+    rows = torch.stack([row for row, _ in parts])
+    factors = [math.sqrt(float(r.abs().max()) * c) for r, (_, c) in zip(rows, parts, strict=True)]
     bounds = [times(f, m.bound) for f, m in zip(factors, moves, strict=True)]
-    apart = int((rows > 0).sum(0).max()) <= 1
+    apart = int((rows != 0).sum(0).max()) <= 1
     low, high = offset.clone(), offset.clone()
     for row, move in zip(rows, moves, strict=True):
-        low += torch.where(row > 0, row * move.low, 0.0)
-        high += torch.where(row > 0, row * move.high, 0.0)
+        ends = row * move.low, row * move.high  # a negative alpha of index_add turns them round
+        low += torch.where(row != 0, torch.minimum(*ends), 0.0)
+        high += torch.where(row != 0, torch.maximum(*ends), 0.0)
     bound = math.hypot(*bounds) if apart else sum(bounds)
     return Move(bound, float(low.min()), float(high.max()))
 

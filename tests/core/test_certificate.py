@@ -159,7 +159,14 @@ def handed_out(x):
     return y
 
 
+def taken_away(x):
+    """1.01 - x, by a sum with a negative factor."""
+    return torch.full_like(x, 1.01).index_add(1, torch.arange(4), x, alpha=-1)
+
+
 OPERATIONS = [
+    # The range of what is taken away.
+    (lambda x: taken_away((x - 5).sigmoid()).log(), 25),
     # Operations of several results, and what changes in place: 0 or 30 times too small before.
     (lambda x: sum(5 * part for part in x.chunk(2, 1)), 10),
     (lambda x: sum(5 * part for part in x.split([1, 3], 1)[1:]), 5),
