@@ -374,6 +374,9 @@ def _elementwise(slopes: Callable[..., tuple[float, float]], *options: str, risi
         move = call.move("self")
         chosen = (call.arguments[name] for name in options)
         result = activated(move, *slopes(move.low, move.high, *chosen))
+        tensors = [key for key, value in call.arguments.items() if isinstance(value, Tensor)]
+        if (repeats := _repeats(call, "self", *tensors)) > 1:  # by a limit of clamp, say
+            result = Move(times(result.bound, repeats))
         if rising:
             axes = [1] * call.arguments["self"].ndim
             ends = torch.tensor([move.low, move.high], dtype=torch.float64).view(2, *axes)
