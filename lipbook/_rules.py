@@ -72,7 +72,7 @@ class Call(NamedTuple):
         """Return how an argument moves, not at all if it is a constant."""
         if isinstance(move := self.moves.get(key), Move):
             return move
-        value = torch.as_tensor(self.arguments[key]).double()
+        value = torch.as_tensor(self.arguments[key], dtype=torch.float64)
         return Move(0.0, float(value.min()), float(value.max()))
 
     def only(self, *keys: str) -> None:
@@ -275,7 +275,7 @@ def _divided(call: Call) -> Move:
         raise UncertifiedError("a rounded quotient jumps")
     a, b = call.move("self"), call.move("other")
     if b.bound == 0:
-        least = float(torch.as_tensor(call.arguments["other"]).double().abs().min())
+        least = float(torch.as_tensor(call.arguments["other"], dtype=torch.float64).abs().min())
     else:
         least = max(b.low, -b.high, 0.0)
     if least == 0:

@@ -165,10 +165,12 @@ def taken_away(x):
 
 
 OPERATIONS = [
-    # What a limit repeats; the range of what is taken away.
+    # What a limit repeats; the range of what is taken away; Python's numbers to all their digits.
     (lambda x: x[:, :1].clamp(min=-torch.arange(4.0).double()), 2),
     (lambda x: x[:, :1].clamp_max(torch.arange(4.0).double()), 2),
     (lambda x: taken_away((x - 5).sigmoid()).log(), 25),
+    (lambda x: 1e46 * (1e-46 * x), 1),
+    (lambda x: x / 1e46 / 1e-46, 1),
     # Operations of several results, and what changes in place: 0 or 30 times too small before.
     (lambda x: sum(5 * part for part in x.chunk(2, 1)), 10),
     (lambda x: sum(5 * part for part in x.split([1, 3], 1)[1:]), 5),
@@ -208,6 +210,16 @@ def test_operations(function, expected):
     points = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
     # Clones, since some of the functions work in place.
     assert lower_bound_from_pairs(lambda x: net(x.clone()), points) <= expected * (1 + 1e-6)
+
+
+def test_numbers_of_a_network_are_not_rounded_to_the_default_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        value = lipschitz_certificate(Function(lambda x: 0.30001 * x / 3.33001), (4,)).value
+    finally:
+        torch.set_default_dtype(before)
+    assert value == pytest.approx(0.30001 / 3.33001, rel=2e-6)
 
 
 def test_modes_and_vectors_are_left_alone():
