@@ -157,7 +157,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not a.is_out and a.name in arguments
         }
         moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
-        name = schema.name.split("::")[1]
+        name = schema.name.removeprefix("aten::")  # another library's add may be no sum
         if torch.Tag.nondeterministic_seeded in func.tags:
             with self.refusing(name):
                 raise UncertifiedError("it draws random numbers")

@@ -222,6 +222,16 @@ def test_numbers_of_a_network_are_not_rounded_to_the_default_dtype():
     assert value == pytest.approx(0.30001 / 3.33001, rel=2e-6)
 
 
+def test_an_operation_of_another_library_is_not_torchs_of_that_name():
+    with torch.library._scoped_library("lipbook_tests", "DEF") as library:
+        library.define("sigmoid(Tensor self) -> Tensor")
+        library.impl("sigmoid", lambda x: 5 * x, "CPU")
+        # Behind a detour that is too steep on paper, so that no measured slope contradicts.
+        net = Function(lambda x: torch.ops.lipbook_tests.sigmoid(x) + 9 * x - 9 * x)
+        with pytest.raises(TypeError, match="operation 'lipbook_tests::sigmoid' is not known"):
+            lipschitz_certificate(net, (4,))
+
+
 def test_modes_and_vectors_are_left_alone():
     net = nn.Sequential(spectral_normalize(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.Dropout())
     net[2].eval()
