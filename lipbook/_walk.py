@@ -44,6 +44,8 @@ _ESCAPES = {
     *("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__deepcopy__", "__reduce_ex__"),
     *("untyped_storage", "storage", "_typed_storage", "__set__", "share_memory_"),
 }
+# Functions that take the numbers out of tensors in a list.
+_FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
 
 
 class Step(NamedTuple):
@@ -251,7 +253,11 @@ class _Escapes(TorchFunctionMode):
         if func is functional.normalize and not self.walk.paused:
             return self._normalized(func, args, kwargs or {})
         name = getattr(func, "__name__", "")
-        moves = any(self.walk.move(one) is not None for one in args) if name in _ESCAPES else False
+        taken = args if name in _ESCAPES else ()
+        if name in _FROM_LISTS:
+            given = (*args, *(kwargs or {}).values())
+            taken = tree_leaves([one for one in given if isinstance(one, list | tuple)])
+        moves = any(self.walk.move(one) is not None for one in taken)
         if moves and not self.walk.paused:
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")

@@ -47,6 +47,11 @@ def elsewhere(x: Tensor) -> Tensor:
         return threads.submit(lambda: 3 * x).result()
 
 
+def read_into(make):
+    """Lengths that a list holds, beside so much that no measured slope betrays them."""
+    return lambda x: 9 * x - 9 * x + make([[row.norm()] for row in x])
+
+
 def residual(channels: int) -> Function:
     branch = nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -509,6 +514,11 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (Function(lambda x: x.long() * 1.0), {}, TypeError, "a conversion to torch.int64 jumps"),
         (Function(lambda x: torch.from_numpy(x.numpy())), {}, TypeError, "'numpy' is not known"),
         (Function(lambda x: torch.tensor(x.tolist())), {}, TypeError, "'tolist' is not known"),
+        (Function(read_into(torch.tensor)), {}, TypeError, "operation 'tensor' is not known"),
+        (Function(read_into(torch.as_tensor)), {}, TypeError, "operation 'as_tensor' is not"),
+        (Function(read_into(torch.asarray)), {}, TypeError, "operation 'asarray' is not known"),
+        (Function(lambda x: read_into(x.new_tensor)(x)), {}, TypeError, "'new_tensor' is not"),
+        (Function(lambda x: read_into(x.new)(x)), {}, TypeError, "operation 'new' is not known"),
         (Function(elsewhere), {}, TypeError, "is below a slope of 3"),
         (Function(lambda x: x.log()), {}, TypeError, "returns NaN for a random input"),
         (Function(lambda x: x.topk(2, sorted=False).values), {}, TypeError, "may change places"),
