@@ -360,7 +360,8 @@ def _visit(
         if known is None:
             return forward(*args, **kwargs)
         with walk.refusing(type(module).__name__):
-            slopes = walk.elsewhere(known, *args)
+            given = inspect.signature(forward).bind(*args, **kwargs)
+            slopes = walk.elsewhere(known, *given.args)
         return _as_a_whole(walk, type(module).__name__, forward, slopes, args, kwargs)
     finally:
         walk.layers.pop()

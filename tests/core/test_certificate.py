@@ -486,6 +486,8 @@ def test_a_gated_unit_is_as_steep_as_its_steepest_gate(peak):
         (nn.RMSNorm(4).bfloat16(), torch.finfo(torch.float32).eps ** -0.5),
         (nn.RMSNorm(4).double(), torch.finfo(torch.float64).eps ** -0.5),
         (nn.RMSNorm(4, eps=0.25), 2),
+        (Function(lambda x, norm: norm(x=3 * x), nn.RMSNorm(4, eps=0.25)), 6),
+        (Function(lambda x, layer: layer(input=3 * x), nn.Softsign()), 3),
     ],
 )
 @pytest.mark.parametrize("radius", [1.0, math.inf])
