@@ -504,7 +504,8 @@ class _Sample:
             points *= radius / points.norm(dim=1).max()
         self.points = points.reshape(6, *shape).to(dtype).to(_device(network))
         try:
-            images, single = network(self.points), network(self.points[:1])
+            # Clones, for a network that begins in place.
+            images, single = (network(x.clone()) for x in (self.points, self.points[:1]))
         except Exception as error:
             raise UncertifiedError(f"module fails on a random input: {error}") from error
         if not isinstance(images, Tensor):

@@ -237,6 +237,13 @@ def test_an_operation_of_another_library_is_not_torchs_of_that_name():
             lipschitz_certificate(net, (4,))
 
 
+@pytest.mark.parametrize("first", [nn.ELU(inplace=True), nn.LeakyReLU(0.1, inplace=True)])
+def test_a_network_may_begin_in_place(first):
+    net = nn.Sequential(first, nn.Linear(4, 4))
+    value = lipschitz_certificate(net, (4,)).value
+    assert value == pytest.approx(layer_product_bound(net, (4,)).value, rel=1e-5)
+
+
 def test_modes_and_vectors_are_left_alone():
     net = nn.Sequential(spectral_normalize(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.Dropout())
     net[2].eval()
