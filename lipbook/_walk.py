@@ -111,6 +111,8 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return how a tensor moves; None for a constant."""
         if not isinstance(tensor, Tensor):
             return None
+        if tensor.layout is not torch.strided:
+            raise UncertifiedError("it takes a sparse tensor")
         memory = self._memories.get(_storage(tensor))
         if memory is None:
             return None
@@ -158,8 +160,9 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for a in schema.arguments
             if not a.is_out and a.name in arguments
         }
-        moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
         name = schema.name.removeprefix("aten::")  # another library's add may be no sum
+        with self.refusing(name):
+            moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
         if torch.Tag.nondeterministic_seeded in func.tags:
             with self.refusing(name):
                 raise UncertifiedError("it draws random numbers")
@@ -211,7 +214,8 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, tensor in enumerate(tensors):
             move = found[i] if i < len(found) else hidden
             if not tensor.is_floating_point() and not move.jumps:
-                move = Move(math.inf, jumps=f"{name!r} jumps")
+                kind = "is complex" if tensor.is_complex() else "jumps"
+                move = Move(math.inf, jumps=f"the result of {name!r} {kind}")
             self.put(tensor, self.near(tensor, move), write=write, over_constant=write)
         if name not in ("view", "t", "clone", "detach", "alias"):
             self.steps.append(Step(self.layers[-1], name, max(m.bound for m in found)))
@@ -286,7 +290,7 @@ def follow(
         sample = _Sample(network, shape, dtype, radius)
         move, steps = _walk_through(network, shape, dtype, radius, constants or {})
         if move.jumps:
-            raise UncertifiedError(f"module may jump: {move.jumps}")
+            raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
         if not constants:
             sample.check(move.bound)
     return move.bound, steps
@@ -313,7 +317,8 @@ def _walk_through(
             y = network(x.clone())
     except Exception as error:
         if not walk.refusal:
-            raise UncertifiedError(f"module cannot be followed: {error}") from error
+            text = f"module cannot be followed: {error or type(error).__name__}; {_WAY_OUT}"
+            raise UncertifiedError(text) from error
     if walk.refusal:
         raise UncertifiedError(walk.refusal)
     return walk.move(y) or Move(0.0), walk.steps
@@ -513,6 +518,9 @@ class _Sample:
                 f"module must return one tensor, got {type(images).__name__}; certify a module "
                 "that returns one of its results, or all of them joined by torch.cat"
             )
+        if images.numel() == 0 or images.is_complex():
+            kind = f"{images.dtype} of shape {(*images.shape,)}"
+            raise UncertifiedError(f"module must return real numbers, got {kind}")
         rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
         if bool(images.isnan().any()):
             raise UncertifiedError("module returns NaN for a random input")

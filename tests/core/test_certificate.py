@@ -52,6 +52,9 @@ def read_into(make):
     return lambda x: 9 * x - 9 * x + make([[row.norm()] for row in x])
 
 
+IMAGINARY = torch.tensor([1j])
+
+
 def residual(channels: int) -> Function:
     branch = nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -518,7 +521,16 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (Function(lambda x: x * float(x[0, 0])), {}, TypeError, "by itself|depends on the data"),
         (Function(lambda x: x.max(1)), {}, TypeError, "must return one tensor, got max"),
         (Function(lambda x: {"y": x}), {}, TypeError, "must return one tensor, got dict"),
-        (Function(lambda x: x.max(1).indices * 1.0), {}, TypeError, "the indices of 'max' jump"),
+        (Function(lambda x: x.max(1).indices * 1.0), {}, TypeError, "'max' jump; pass constants="),
+        (Function(lambda x: 1j * x), {}, TypeError, "return real numbers, got torch.complex128 of"),
+        (
+            Function(lambda x: (x * IMAGINARY).abs()),
+            {},
+            TypeError,
+            "result of 'mul' is complex",
+        ),
+        (Function(lambda x: x[:, :0]), {}, TypeError, r"must return .*float64 of shape \(6, 0\)"),
+        (Function(lambda x: x @ torch.eye(4).to_sparse().to(x)), {}, TypeError, "a sparse tensor"),
         (Function(lambda x: x.round()), {}, TypeError, "operation 'round' is not known"),
         (Function(lambda x: x.long() * 1.0), {}, TypeError, "a conversion to torch.int64 jumps"),
         (Function(lambda x: torch.from_numpy(x.numpy())), {}, TypeError, "'numpy' is not known"),
