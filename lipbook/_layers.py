@@ -95,7 +95,7 @@ def normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module computes what torch's classes do: no forward pass or hook of its own.
+    """Whether a module computes what torch's classes do: no way to its result or hook of its own.
 
     Examples
     --------
@@ -108,7 +108,12 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-    return kind is not None and type(module).forward is kind.forward and not hooked
+    return kind is not None and not hooked and _way(type(module)) == _way(kind)
+
+
+def _way(kind: type[nn.Module]) -> list[Any]:
+    """Return the methods that a call goes through."""
+    return [getattr(kind, name, None) for name in ("__call__", "forward", "_conv_forward")]
 
 
 def layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -9,6 +9,16 @@ from torch import nn
 from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, normal_state, whole_shape
 
 
+class Called(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Steeper(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -17,6 +27,8 @@ class Doubled(nn.Linear):
 def test_a_layer_is_plain_if_it_computes_what_its_class_does():
     assert is_plain(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear)
     assert not is_plain(Doubled(2, 2), nn.Linear)
+    assert not is_plain(Called(2, 2), nn.Linear)
+    assert not is_plain(Steeper(2, 2, 3), nn.Conv2d)
     patched = nn.Linear(2, 2)
     patched.forward = lambda x: x
     assert not is_plain(patched, nn.Linear)
