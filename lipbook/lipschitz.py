@@ -531,13 +531,14 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
     if is_plain(layer, *RESHAPES, *DROPOUTS):
         return 1.0
     try:
-        if is_plain(layer, *ACTIVATIONS):
-            return activation_constant(layer)
-        if is_plain(layer, nn.Linear):
-            return induced_norm(layer.weight.detach().double()).item()
-        if is_plain(layer, *CONVOLUTIONS):
-            return layer_norm(layer, shape[1:])
-        return follow(layer, shape)[0]
+        with evaluation_mode(layer):  # in which a look at a normalized weight leaves it alone
+            if is_plain(layer, *ACTIVATIONS):
+                return activation_constant(layer)
+            if is_plain(layer, nn.Linear):
+                return induced_norm(layer.weight.detach().double()).item()
+            if is_plain(layer, *CONVOLUTIONS):
+                return layer_norm(layer, shape[1:])
+            return follow(layer, shape)[0]
     except TypeError as error:
         raise TypeError(
             f"the constant of layer {name!r} ({type(layer).__name__}) is not known; pass "
@@ -615,7 +616,8 @@ def exact_lipschitz(
     first: Any = chain_of_layers[0][1] if chain_of_layers else net
     if not is_plain(first, nn.Linear):
         raise TypeError(f"net must start with a Linear layer, got {net}")
-    n_inputs = first.weight.shape[1]
+    with evaluation_mode(first):
+        n_inputs = first.weight.shape[1]
     if n_inputs > 2:
         raise ValueError(
             f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
@@ -627,7 +629,8 @@ def exact_lipschitz(
         for points, ends in _convex_parts(low, high)
     ]
     for name, layer in chain_of_layers:
-        cells = _through(cells, name, layer, max_regions)
+        with evaluation_mode(layer):
+            cells = _through(cells, name, layer, max_regions)
     matrices = np.stack([cell.matrix for cell in cells])
     if not np.isfinite(matrices).all():
         raise ValueError("net must have finite slopes, they are beyond float64")

@@ -522,6 +522,16 @@ def test_product_refuses_batch_statistics_and_wrong_shapes():
         layer_product_bound(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), (3,))
 
 
+def test_a_normalized_weight_is_the_one_of_evaluation_mode_and_stays_as_it_is():
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 5))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    values = [layer_product_bound(layer, (2,)).value, exact_lipschitz(layer, (-1, 1)).value]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    expected = torch.linalg.matrix_norm(layer.eval().weight, 2).item()
+    assert values == pytest.approx([expected, expected], rel=1e-6)
+
+
 # --- exact constants ---
 
 
