@@ -533,7 +533,10 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
     try:
         with evaluation_mode(layer):  # in which a look at a normalized weight leaves it alone
             if is_plain(layer, *ACTIVATIONS):
-                return activation_constant(layer)
+                constant = activation_constant(layer)
+                if constant == math.inf:
+                    raise TypeError("it jumps")
+                return constant
             if is_plain(layer, nn.Linear):
                 return induced_norm(layer.weight.detach().double()).item()
             if is_plain(layer, *CONVOLUTIONS):

@@ -487,6 +487,8 @@ def test_product_refuses_what_it_does_not_know():
         layer_product_bound(
             nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.GLU())), (3,)
         )
+    with pytest.raises(TypeError, match=r"layer '0' \(Hardshrink\) is not known; pass .* it jumps"):
+        layer_product_bound(nn.Sequential(nn.Hardshrink()), (3,))
 
 
 def test_product_follows_layers_with_a_forward_of_their_own():
