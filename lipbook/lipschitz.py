@@ -379,6 +379,9 @@ def activation_constant(activation: nn.Module) -> float:
     Traceback (most recent call last):
     TypeError: activation must work element by element, Softmax(dim=0) does not
     """
+    kinks = [getattr(activation, name, 0) for name in ("min_val", "max_val", "lambd")]
+    if max(map(abs, kinks)) > 10_000:
+        raise TypeError(f"activation must bend within ±10,000, {activation} does beyond the grid")
     f, reference = _in_float64(activation)
     grid = torch.linspace(-10, 10, 20_001, dtype=torch.float64, device=reference.device).sinh()
     values = f(grid.clone()).detach()

@@ -408,6 +408,14 @@ def test_product_of_the_absolute_value_is_twice_its_constant():
     assert bound.factors[-1].product == bound.value
 
 
+@pytest.mark.parametrize("module", [nn.Hardtanh(12_000, 13_000), nn.Softshrink(2e4)])
+def test_activations_that_bend_beyond_the_grid_are_refused(module):
+    with pytest.raises(TypeError, match="must bend within ±10,000"):
+        activation_constant(module)
+    with pytest.raises(TypeError, match="must bend within"):  # 0 before
+        layer_product_bound(module, (3,))
+
+
 def test_product_over_every_kind_of_layer():
     model = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
