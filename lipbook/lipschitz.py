@@ -108,7 +108,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     """
     points = check_tensor(points, "points", min_ndim=1).detach()
     with torch.no_grad():
-        outputs = _outputs(f, points)
+        outputs = _outputs(f, points.clone())  # which f may change in place
     # pdist subtracts before it squares; cdist may not, and then loses half the digits.
     distances, images = F.pdist(_rows(points)), F.pdist(_rows(outputs))
     apart = distances > 0

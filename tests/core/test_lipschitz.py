@@ -839,6 +839,12 @@ def test_pairs_must_match_and_differ():
         lower_bound_from_pairs(torch.square, torch.ones(4, 1))
 
 
+def test_pairs_are_as_far_apart_as_before_a_change_in_place():
+    points = torch.tensor([[0.0], [1.0]])
+    assert lower_bound_from_pairs(lambda x: x.div_(4) + 1, points) == 0.25
+    assert points.tolist() == [[0.0], [1.0]]
+
+
 def test_functions_must_return_a_batch():
     with pytest.raises(TypeError, match="f must return a tensor, got float"):
         lower_bound_from_pairs(lambda x: x.sum().item(), torch.ones(2, 1))
