@@ -341,7 +341,7 @@ def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
         probed, images = (
             _outputs(f, x.reshape(-1, *input_shape)).flatten(1) for x in (probes, unit_vectors)
         )
-    except RuntimeError as error:
+    except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(f"input_shape {(*input_shape,)} does not suit {layer}: {error}") from error
     matrix, offset = (images - probed[0]).T, probed[0]
     deviation = (probed - offset - probes @ matrix.T).abs()
@@ -516,7 +516,7 @@ def layer_product_bound(
         shape = tuple(x.shape[1:])
         try:
             x = _outputs(_in_float64(layer)[0], x).detach()
-        except RuntimeError as error:
+        except (AssertionError, IndexError, RuntimeError) as error:
             raise ValueError(f"layer {name!r} does not take inputs {shape}: {error}") from error
         constant = (
             _layer_constant(name, layer, shape)

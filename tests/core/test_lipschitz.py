@@ -542,6 +542,22 @@ def test_a_normalized_weight_is_the_one_of_evaluation_mode_and_stays_as_it_is():
     assert values == pytest.approx([expected, expected], rel=1e-6)
 
 
+@pytest.mark.parametrize("call", [layer_product_bound, layer_matrix])
+def test_a_shape_that_a_layer_does_not_take_is_refused_however_it_says_so(call):
+    class Fourth(nn.Module):
+        def forward(self, x):
+            return x[:, 3]
+
+    class Square(nn.Module):
+        def forward(self, x):
+            assert x.shape[-1] == x.shape[-2], "no square"
+            return x
+
+    for layer, message in ((Fourth(), "index 3 is out of bounds"), (Square(), "no square")):
+        with pytest.raises(ValueError, match=message):
+            call(layer, (2, 3))
+
+
 # --- exact constants ---
 
 
