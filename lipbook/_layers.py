@@ -164,12 +164,17 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     """
     with torch.inference_mode(False), torch.no_grad():
         for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if tensor.layout is not torch.strided:
+                raise TypeError(f"module must hold dense tensors, {name!r} is sparse; densify it")
             if nn.parameter.is_lazy(tensor):
                 raise TypeError(f"module must be initialized, {name!r} is not; call it once before")
             if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
                 kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
                 raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
-            if not bool(torch.isfinite(tensor).all()):
+            finite = torch.isfinite(tensor)
+            if not isinstance(tensor, nn.Parameter):  # a mask of attention is -inf where it is shut
+                finite |= tensor == -torch.inf
+            if not bool(finite.all()):
                 raise ValueError(f"module must hold finite numbers, {name!r} does not")
         # copy.deepcopy takes no tensor that was computed, such as the weight that a hook leaves.
         held = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]

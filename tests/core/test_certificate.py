@@ -413,6 +413,19 @@ def test_overflow_is_not_zero():
         layer_product_bound(net, (2,))
 
 
+def test_a_mask_may_be_a_buffer():
+    """Causal attention behind a LayerNorm, whose mask is -inf where it is shut."""
+
+    def attend(x, norm):
+        queries = norm(x)
+        return ((queries @ queries.mT) / 2 + net.mask).softmax(-1) @ queries
+
+    net = Function(attend, nn.LayerNorm(4, eps=0.1))
+    net.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    value = lipschitz_certificate(net, (3, 4)).value
+    assert 0 < jacobian_norms(net.double(), torch.randn(20, 3, 4).double()).max() <= value < 200
+
+
 def test_bounds_on_a_ball():
     """Products of what moves have slopes that grow with the radius."""
     for radius in (0.5, 2.0):

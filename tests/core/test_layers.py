@@ -55,6 +55,18 @@ def test_a_frozen_copy_computes_the_same_and_leaves_the_original_alone():
         frozen_copy(broken)
 
 
+def test_a_buffer_may_be_a_mask_and_none_may_be_sparse():
+    masked = nn.Linear(2, 2)
+    masked.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    assert torch.equal(frozen_copy(masked).mask, masked.mask)
+    masked.mask.neg_()
+    with pytest.raises(ValueError, match="'mask' does not"):
+        frozen_copy(masked)
+    masked.mask = torch.eye(2).to_sparse()
+    with pytest.raises(TypeError, match="'mask' is sparse"):
+        frozen_copy(masked)
+
+
 def test_shapes():
     assert whole_shape(torch.Size([2, 3])) == (2, 3)
     with pytest.raises(ValueError, match="axes of at least 1"):
