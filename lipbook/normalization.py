@@ -243,8 +243,8 @@ def spectral_normalize_network(
     ------
     TypeError, ValueError
         If there is no weight to normalize, or no module of a name in `skip`, or a weight is not
-        there yet, as in lazy layers, or made by a hook; and as in `spectral_normalize`. The
-        network stays as it was then.
+        there yet, as in lazy layers, or made by a hook, or a convolution sees images of several
+        sizes, or none; and as in `spectral_normalize`. The network stays as it was then.
 
     Examples
     --------

@@ -347,6 +347,30 @@ def test_spectral_penalty_refuses(options, error, message):
         SpectralPenalty(digits_cnn(), **options)
 
 
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda x, f: f(x).sum((2, 3)) + f(x[..., :4]).sum((2, 3)),
+            r"\(1, 8, 8\) and .*\(1, 8, 4\)",
+        ),
+        (lambda x, f: f(input=x), "must be given its images by position"),
+        (lambda x, f: f(x)[:, 3], "does not take inputs .* index 3 is out of bounds"),
+    ],
+)
+def test_the_sizes_of_images_must_be_known(forward, message):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return forward(x, self.conv)
+
+    with pytest.raises(ValueError, match=message):
+        SpectralPenalty(Net(), input_shape=(1, 8, 8))
+
+
 def test_a_refused_shape_leaves_no_hook_behind():
     model = digits_cnn()
     with pytest.raises(ValueError, match="does not take inputs"):
