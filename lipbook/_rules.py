@@ -19,6 +19,7 @@ from lipbook.matrix_norms import induced_norm
 
 INF = math.inf
 _RTOL = 1e-6  # what the iterated norm of a convolution is rounded up by
+_AT_ONCE = 2**22  # entries of the images that are pooled together: 32 MiB
 _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n × n matrix
 
 
@@ -222,9 +223,9 @@ def _along_axes(count: int) -> Rule:
         for axis, length in enumerate(size):
             shape = [length if a == axis else 1 for a in range(count)]
             units = torch.eye(length, dtype=torch.float64).reshape(length, 1, *shape)
-            images = call.run(self=units.expand(length, 1, *size).contiguous())
-            index = [slice(None) if a == axis else i for a, i in enumerate(place)]
-            matrix = images[(slice(None), 0, *index)]
+            index = (slice(None) if a == axis else i for a, i in enumerate(place))
+            images = units.expand(length, 1, *size)
+            matrix = _lines(call, images, (slice(None), 0, *index))
             norm *= float(induced_norm(matrix))
             largest *= float(matrix.abs().sum(0).max())
         share = abs(total) ** (count - 1)
@@ -233,6 +234,12 @@ def _along_axes(count: int) -> Rule:
         return Move(times(move.bound, norm / share), -peak, peak)
 
     return rule
+
+
+def _lines(call: Call, images: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """Return one line of each result, a few images at a time: all at once may not fit."""
+    parts = images.split(max(1, _AT_ONCE // images[0].numel()))
+    return torch.cat([call.run(self=part.contiguous())[index].clone() for part in parts])
 
 
 # Sums, products and quotients, of numbers, constants and values that move.

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipbook import _rules
 from lipbook.certificate import lipschitz_certificate
 from lipbook.lipschitz import (
     difference_quotients,
@@ -401,6 +402,15 @@ def test_weights_that_a_hook_or_a_parametrization_computes():
     assert lipschitz_certificate(scripted, (4,)).value == pytest.approx(norm, rel=1e-5)
     half = copy.deepcopy(layer).bfloat16()
     assert lipschitz_certificate(half, (4,)).value == pytest.approx(norm, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.AvgPool2d(3, 2), nn.Upsample(scale_factor=1.7, mode="bicubic")]
+)
+def test_large_images_are_pooled_in_parts(layer, monkeypatch):
+    whole = lipschitz_certificate(layer, (1, 9, 8)).value
+    monkeypatch.setattr(_rules, "_AT_ONCE", 150)
+    assert lipschitz_certificate(layer, (1, 9, 8)).value == whole
 
 
 def test_overflow_is_not_zero():
