@@ -188,7 +188,8 @@ def _sums(output: Tensor, offset: Tensor, ones: Tensor) -> tuple[Tensor, float]:
     columns = torch.zeros_like(ones)
     if output.requires_grad:
         columns = torch.autograd.grad(output.sum(), ones)[0]
-    return (output - offset).detach(), float(columns.abs().max()) if columns.numel() else 0.0
+    rows = torch.where(output == offset, 0.0, output - offset)  # a constant -inf does not move
+    return rows.detach(), float(columns.abs().max()) if columns.numel() else 0.0
 
 
 def _gather(offset: Tensor, moves: Sequence[Move], parts: Sequence[tuple[Tensor, float]]) -> Move:

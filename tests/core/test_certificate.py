@@ -423,12 +423,22 @@ def test_overflow_is_not_zero():
         layer_product_bound(net, (2,))
 
 
-def test_a_mask_may_be_a_buffer():
-    """Causal attention behind a LayerNorm, whose mask is -inf where it is shut."""
+CAUSAL = torch.ones(3, 3).tril() == 1
+MASKS = [
+    lambda a, mask: a + mask,
+    lambda a, _: a.masked_fill(~CAUSAL, -math.inf),
+    lambda a, _: torch.where(CAUSAL, a, -math.inf),
+    lambda a, _: F.pad(a[..., :1], (0, 2), value=-math.inf),
+]
+
+
+@pytest.mark.parametrize("shut", MASKS)
+def test_masks_are_infinite(shut):
+    """Causal attention behind a LayerNorm; what is shut out is -inf, by a buffer or otherwise."""
 
     def attend(x, norm):
         queries = norm(x)
-        return ((queries @ queries.mT) / 2 + net.mask).softmax(-1) @ queries
+        return shut(queries @ queries.mT / 2, net.mask).softmax(-1) @ queries
 
     net = Function(attend, nn.LayerNorm(4, eps=0.1))
     net.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
