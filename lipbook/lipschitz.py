@@ -672,7 +672,8 @@ def _convex_parts(low: Array, high: Array) -> list[tuple[Array, Array]]:
             far = np.isinf(corner)
             if far.sum() < 2:  # the corner at infinity of a quadrant lies between its directions
                 point = np.where(far, np.sign(corner), 0.0) if far.any() else corner
-                if not (spanning and far.any() and np.array_equal(spanning[-1][0], point)):
+                same = spanning and np.array_equal(spanning[-1][0], point)
+                if not (same and far.any() and spanning[-1][1] == 0):  # a direction, once
                     spanning.append((point, float(not far.any())))
         parts.append((np.array([p for p, _ in spanning]), np.array([e for _, e in spanning])))
     return parts

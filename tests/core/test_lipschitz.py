@@ -592,6 +592,17 @@ def test_an_unbounded_box_gives_the_constant_on_all_of_it(n_inputs, seed):
     assert not np.isnan(ends).any()
 
 
+@pytest.mark.parametrize(
+    ("row", "low", "high"),
+    [([1.0], [1.0], [math.inf]), ([-1.0], [-math.inf], [-1.0]), ([1, -1], [1, 0], [math.inf, 5])],
+)
+def test_a_box_may_begin_where_its_direction_points(row, low, high):
+    """0 before: the corner at 1 was taken for the direction to infinity."""
+    net = nn.Sequential(dense(([row], [-5.0])), nn.ReLU())
+    steepest = math.hypot(*row)
+    assert exact_lipschitz(net, (low, high)).value == pytest.approx(steepest)
+
+
 @pytest.mark.parametrize("box", [(math.nan, 1), (-1, math.nan), (math.inf, math.inf)])
 def test_boxes_that_are_none_are_refused(box):
     with pytest.raises(ValueError, match="lows below its highs"):
