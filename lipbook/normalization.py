@@ -363,8 +363,19 @@ def remove_spectral_normalization(
         if leave_parametrized:
             _refuse_uneven_sharing(network, [(layer, name) for layer, name, _ in found])
         for layer, name, _ in found:
+            _own_class(layer)
             parametrize.remove_parametrizations(layer, name, leave_parametrized=leave_parametrized)
     return network
+
+
+def _own_class(layer: nn.Module) -> None:
+    """Give a layer a copy of its class, from which torch would take the weight of its copies too.
+
+    torch makes a class for a parametrized layer, and `copy.deepcopy` has both share it.
+    """
+    shared = type(layer)
+    members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    layer.__class__ = type(shared.__name__, shared.__bases__, members)
 
 
 @torch.no_grad()

@@ -333,6 +333,19 @@ def test_with_the_shape_of_an_input_convolutions_are_operators():
     assert sigma.item() == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_is_taken_off_a_copy_stays_on_the_original(leave):
+    """AttributeError before, from the original: torch took the weight from the class of both."""
+    layer = spectral_normalize(nn.Linear(3, 3), n_power_iterations=20).eval()
+    x = torch.randn(2, 3)
+    expected = layer(x)
+    bare = remove_spectral_normalization(copy.deepcopy(layer), leave_parametrized=leave)
+    assert type(bare) is nn.Linear
+    torch.testing.assert_close(layer(x), expected)
+    remove_spectral_normalization(layer, leave_parametrized=leave)
+    torch.testing.assert_close(layer(x), bare(x))
+
+
 class Pyramid(nn.Module):
     """One convolution for images of several sizes, and one that no image sees."""
 
