@@ -306,10 +306,15 @@ def _walk_through(
     walk = Walk(radius)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
     for name, part in network.named_modules():
-        if not isinstance(part, torch.jit.ScriptModule):
-            given = constants.get(name, constants.get(type(part)))
-            known = known_slopes(part) if given is None else _given(given)
-            part.forward = functools.partial(_visit, walk, name, part, part.forward, known)
+        given = constants.get(name, constants.get(type(part)))
+        if isinstance(part, torch.jit.ScriptModule):
+            if given is not None:
+                raise UncertifiedError(
+                    f"constants cannot name a scripted layer, {name!r}; name a module that holds it"
+                )
+            continue
+        known = known_slopes(part) if given is None else _given(given)
+        part.forward = functools.partial(_visit, walk, name, part, part.forward, known)
     y: Any = None
     try:
         with _plain_kernels(), _Escapes(walk), walk:

@@ -54,6 +54,7 @@ def read_into(make):
 
 
 IMAGINARY = torch.tensor([1j])
+SCRIPTED = Function(lambda x, f: f(x), torch.jit.script(nn.Hardshrink()))
 
 
 def residual(channels: int) -> Function:
@@ -581,6 +582,7 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (nn.Bilinear(4, 4, 2), {}, ValueError, "does not take inputs"),
         (Function(lambda x, f: f(x, x), nn.Bilinear(4, 4, 2)), {}, TypeError, "'_trilinear'"),
         (nn.Linear(3, 2), {}, ValueError, r"does not take inputs of shape \(4,\)"),
+        (SCRIPTED, {"constants": {"layers.0": 1.0}}, TypeError, "cannot name a scripted layer"),
         (nn.Linear(4, 2), {"constants": {"7": 1.0}}, ValueError, "names '7', which is no layer"),
         (nn.Linear(4, 2), {"constants": {"": math.nan}}, ValueError, "must be a finite number"),
         (nn.Linear(4, 2), {"radius": math.nan}, ValueError, "radius must be a finite number"),
