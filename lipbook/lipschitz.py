@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations as _class
 
 from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
 from lipbook._layers import (
@@ -503,14 +504,14 @@ def layer_product_bound(
     shape = whole_shape(input_shape)
     constants = constants or {}
     chain_of_layers = list(layers(model))
-    known = {key for name, layer in chain_of_layers for key in (name, type(layer))}
+    known = {key for name, layer in chain_of_layers for key in (name, _class(layer))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the model")
     factors: list[Factor] = []
     total = 1.0
     x = torch.zeros(1, *shape, dtype=torch.float64, device=_in_float64(model)[1].device)
     for name, layer in chain_of_layers:
-        given = constants.get(name, constants.get(type(layer)))
+        given = constants.get(name, constants.get(_class(layer)))
         if given is None and mixes_rows(layer):
             raise ValueError(f"layer {name!r} ({layer}) takes its statistics from the batch")
         shape = tuple(x.shape[1:])

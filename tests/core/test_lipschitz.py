@@ -488,6 +488,8 @@ def test_constants_may_be_given_by_name_or_by_class():
     bound = layer_product_bound(model, (3,), constants={Twice: 2.0, "0.0": 2.5, "2": 1.5})
     assert [factor.constant for factor in bound.factors] == [2.5, 2.0, 1.5]
     assert bound.value == 7.5
+    normalized = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    assert layer_product_bound(normalized, (3,), constants={nn.Linear: 2.0}).value == 2
 
 
 def test_product_refuses_what_it_does_not_know():
