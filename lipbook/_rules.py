@@ -239,7 +239,7 @@ def _along_axes(count: int) -> Rule:
 
 def _lines(call: Call, images: Tensor, index: tuple[Any, ...]) -> Tensor:
     """Return one line of each result, a few images at a time: all at once may not fit."""
-    parts = images.split(max(1, _AT_ONCE // images[0].numel()))
+    parts = torch.split(images, max(1, _AT_ONCE // images[0].numel()))
     return torch.cat([call.run(self=part.contiguous())[index].clone() for part in parts])
 
 
