@@ -102,6 +102,11 @@ def not_dense(name: str) -> TypeError:
     )
 
 
+def is_transformed(tensor: object) -> bool:
+    """Whether a tensor is one that `torch.func` looks through, and autograd does not."""
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def wrong_type(value: object, name: str, wanted: str) -> TypeError:
     """Return the error to raise, in the one form that all of them have."""
     return TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

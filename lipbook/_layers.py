@@ -95,7 +95,7 @@ def normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module computes what torch's classes do: no forward pass or hook of its own.
+    """Whether a module computes what torch's classes do: no way to its result or hook of its own.
 
     Examples
     --------
@@ -108,7 +108,12 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-    return kind is not None and type(module).forward is kind.forward and not hooked
+    return kind is not None and not hooked and _way(type(module)) == _way(kind)
+
+
+def _way(kind: type[nn.Module]) -> list[Any]:
+    """Return the methods that a call goes through."""
+    return [getattr(kind, name, None) for name in ("__call__", "forward", "_conv_forward")]
 
 
 def layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -159,12 +164,17 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     """
     with torch.inference_mode(False), torch.no_grad():
         for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if tensor.layout is not torch.strided:
+                raise TypeError(f"module must hold dense tensors, {name!r} is sparse; densify it")
             if nn.parameter.is_lazy(tensor):
                 raise TypeError(f"module must be initialized, {name!r} is not; call it once before")
             if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
                 kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
                 raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
-            if not bool(torch.isfinite(tensor).all()):
+            finite = torch.isfinite(tensor)
+            if not isinstance(tensor, nn.Parameter):  # a mask of attention is -inf where it is shut
+                finite |= tensor == -torch.inf
+            if not bool(finite.all()):
                 raise ValueError(f"module must hold finite numbers, {name!r} does not")
         # copy.deepcopy takes no tensor that was computed, such as the weight that a hook leaves.
         held = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]

@@ -19,6 +19,7 @@ from lipbook.matrix_norms import induced_norm
 
 INF = math.inf
 _RTOL = 1e-6  # what the iterated norm of a convolution is rounded up by
+_AT_ONCE = 2**22  # entries of the images that are pooled together: 32 MiB
 _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n × n matrix
 
 
@@ -72,7 +73,7 @@ class Call(NamedTuple):
         """Return how an argument moves, not at all if it is a constant."""
         if isinstance(move := self.moves.get(key), Move):
             return move
-        value = torch.as_tensor(self.arguments[key]).double()
+        value = torch.as_tensor(self.arguments[key], dtype=torch.float64)
         return Move(0.0, float(value.min()), float(value.max()))
 
     def only(self, *keys: str) -> None:
@@ -127,7 +128,7 @@ def _filled(call: Call) -> Move:
 
 
 def _of_parts(*keys: str) -> Rule:
-    """Bound a map that is affine in `keys` jointly, with weights of at least 0.
+    """Bound a map that is affine in `keys` jointly, with weights of one sign for each of them.
 
     Schur's test: the norm is at most the root of the largest row sum times the largest column
     sum; the first are the map's values at 1, the second its gradient. Exact for copies, windows
@@ -187,20 +188,22 @@ def _sums(output: Tensor, offset: Tensor, ones: Tensor) -> tuple[Tensor, float]:
     columns = torch.zeros_like(ones)
     if output.requires_grad:
         columns = torch.autograd.grad(output.sum(), ones)[0]
-    return (output - offset).detach(), float(columns.abs().max()) if columns.numel() else 0.0
+    rows = torch.where(output == offset, 0.0, output - offset)  # a constant -inf does not move
+    return rows.detach(), float(columns.abs().max()) if columns.numel() else 0.0
 
 
 def _gather(offset: Tensor, moves: Sequence[Move], parts: Sequence[tuple[Tensor, float]]) -> Move:
     if offset.numel() == 0:
         return Move(0.0, 0.0, 0.0)
-    rows = torch.stack([row.abs() for row, _ in parts])
-    factors = [math.sqrt(float(r.max()) * c) for r, (_, c) in zip(rows, parts, strict=True)]
+    rows = torch.stack([row for row, _ in parts])
+    factors = [math.sqrt(float(r.abs().max()) * c) for r, (_, c) in zip(rows, parts, strict=True)]
     bounds = [times(f, m.bound) for f, m in zip(factors, moves, strict=True)]
-    apart = int((rows > 0).sum(0).max()) <= 1
+    apart = int((rows != 0).sum(0).max()) <= 1
     low, high = offset.clone(), offset.clone()
     for row, move in zip(rows, moves, strict=True):
-        low += torch.where(row > 0, row * move.low, 0.0)
-        high += torch.where(row > 0, row * move.high, 0.0)
+        ends = row * move.low, row * move.high  # a negative alpha of index_add turns them round
+        low += torch.where(row != 0, torch.minimum(*ends), 0.0)
+        high += torch.where(row != 0, torch.maximum(*ends), 0.0)
     bound = math.hypot(*bounds) if apart else sum(bounds)
     return Move(bound, float(low.min()), float(high.max()))
 
@@ -221,9 +224,9 @@ def _along_axes(count: int) -> Rule:
         for axis, length in enumerate(size):
             shape = [length if a == axis else 1 for a in range(count)]
             units = torch.eye(length, dtype=torch.float64).reshape(length, 1, *shape)
-            images = call.run(self=units.expand(length, 1, *size).contiguous())
-            index = [slice(None) if a == axis else i for a, i in enumerate(place)]
-            matrix = images[(slice(None), 0, *index)]
+            index = (slice(None) if a == axis else i for a, i in enumerate(place))
+            images = units.expand(length, 1, *size)
+            matrix = _lines(call, images, (slice(None), 0, *index))
             norm *= float(induced_norm(matrix))
             largest *= float(matrix.abs().sum(0).max())
         share = abs(total) ** (count - 1)
@@ -232,6 +235,12 @@ def _along_axes(count: int) -> Rule:
         return Move(times(move.bound, norm / share), -peak, peak)
 
     return rule
+
+
+def _lines(call: Call, images: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """Return one line of each result, a few images at a time: all at once may not fit."""
+    parts = torch.split(images, max(1, _AT_ONCE // images[0].numel()))
+    return torch.cat([call.run(self=part.contiguous())[index].clone() for part in parts])
 
 
 # Sums, products and quotients, of numbers, constants and values that move.
@@ -274,7 +283,7 @@ def _divided(call: Call) -> Move:
         raise UncertifiedError("a rounded quotient jumps")
     a, b = call.move("self"), call.move("other")
     if b.bound == 0:
-        least = float(torch.as_tensor(call.arguments["other"]).double().abs().min())
+        least = float(torch.as_tensor(call.arguments["other"], dtype=torch.float64).abs().min())
     else:
         least = max(b.low, -b.high, 0.0)
     if least == 0:
@@ -373,6 +382,9 @@ def _elementwise(slopes: Callable[..., tuple[float, float]], *options: str, risi
         move = call.move("self")
         chosen = (call.arguments[name] for name in options)
         result = activated(move, *slopes(move.low, move.high, *chosen))
+        tensors = [key for key, value in call.arguments.items() if isinstance(value, Tensor)]
+        if (repeats := _repeats(call, "self", *tensors)) > 1:  # by a limit of clamp, say
+            result = Move(times(result.bound, repeats))
         if rising:
             axes = [1] * call.arguments["self"].ndim
             ends = torch.tensor([move.low, move.high], dtype=torch.float64).view(2, *axes)

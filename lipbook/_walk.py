@@ -44,6 +44,8 @@ _ESCAPES = {
     *("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__deepcopy__", "__reduce_ex__"),
     *("untyped_storage", "storage", "_typed_storage", "__set__", "share_memory_"),
 }
+# Functions that take the numbers out of tensors in a list.
+_FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
 
 
 class Step(NamedTuple):
@@ -109,6 +111,8 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return how a tensor moves; None for a constant."""
         if not isinstance(tensor, Tensor):
             return None
+        if tensor.layout is not torch.strided:
+            raise UncertifiedError("it takes a sparse tensor")
         memory = self._memories.get(_storage(tensor))
         if memory is None:
             return None
@@ -156,8 +160,9 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for a in schema.arguments
             if not a.is_out and a.name in arguments
         }
-        moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
-        name = schema.name.split("::")[1]
+        name = schema.name.removeprefix("aten::")  # another library's add may be no sum
+        with self.refusing(name):
+            moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
         if torch.Tag.nondeterministic_seeded in func.tags:
             with self.refusing(name):
                 raise UncertifiedError("it draws random numbers")
@@ -209,7 +214,8 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, tensor in enumerate(tensors):
             move = found[i] if i < len(found) else hidden
             if not tensor.is_floating_point() and not move.jumps:
-                move = Move(math.inf, jumps=f"{name!r} jumps")
+                kind = "is complex" if tensor.is_complex() else "jumps"
+                move = Move(math.inf, jumps=f"the result of {name!r} {kind}")
             self.put(tensor, self.near(tensor, move), write=write, over_constant=write)
         if name not in ("view", "t", "clone", "detach", "alias"):
             self.steps.append(Step(self.layers[-1], name, max(m.bound for m in found)))
@@ -251,7 +257,11 @@ class _Escapes(TorchFunctionMode):
         if func is functional.normalize and not self.walk.paused:
             return self._normalized(func, args, kwargs or {})
         name = getattr(func, "__name__", "")
-        moves = any(self.walk.move(one) is not None for one in args) if name in _ESCAPES else False
+        taken = args if name in _ESCAPES else ()
+        if name in _FROM_LISTS:
+            given = (*args, *(kwargs or {}).values())
+            taken = tree_leaves([one for one in given if isinstance(one, list | tuple)])
+        moves = any(self.walk.move(one) is not None for one in taken)
         if moves and not self.walk.paused:
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
@@ -280,7 +290,7 @@ def follow(
         sample = _Sample(network, shape, dtype, radius)
         move, steps = _walk_through(network, shape, dtype, radius, constants or {})
         if move.jumps:
-            raise UncertifiedError(f"module may jump: {move.jumps}")
+            raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
         if not constants:
             sample.check(move.bound)
     return move.bound, steps
@@ -296,10 +306,15 @@ def _walk_through(
     walk = Walk(radius)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
     for name, part in network.named_modules():
-        if not isinstance(part, torch.jit.ScriptModule):
-            given = constants.get(name, constants.get(type(part)))
-            known = known_slopes(part) if given is None else _given(given)
-            part.forward = functools.partial(_visit, walk, name, part, part.forward, known)
+        given = constants.get(name, constants.get(type(part)))
+        if isinstance(part, torch.jit.ScriptModule):
+            if given is not None:
+                raise UncertifiedError(
+                    f"constants cannot name a scripted layer, {name!r}; name a module that holds it"
+                )
+            continue
+        known = known_slopes(part) if given is None else _given(given)
+        part.forward = functools.partial(_visit, walk, name, part, part.forward, known)
     y: Any = None
     try:
         with _plain_kernels(), _Escapes(walk), walk:
@@ -307,7 +322,8 @@ def _walk_through(
             y = network(x.clone())
     except Exception as error:
         if not walk.refusal:
-            raise UncertifiedError(f"module cannot be followed: {error}") from error
+            text = f"module cannot be followed: {error or type(error).__name__}; {_WAY_OUT}"
+            raise UncertifiedError(text) from error
     if walk.refusal:
         raise UncertifiedError(walk.refusal)
     return walk.move(y) or Move(0.0), walk.steps
@@ -354,7 +370,8 @@ def _visit(
         if known is None:
             return forward(*args, **kwargs)
         with walk.refusing(type(module).__name__):
-            slopes = walk.elsewhere(known, *args)
+            given = inspect.signature(forward).bind(*args, **kwargs)
+            slopes = walk.elsewhere(known, *given.args)
         return _as_a_whole(walk, type(module).__name__, forward, slopes, args, kwargs)
     finally:
         walk.layers.pop()
@@ -497,7 +514,8 @@ class _Sample:
             points *= radius / points.norm(dim=1).max()
         self.points = points.reshape(6, *shape).to(dtype).to(_device(network))
         try:
-            images, single = network(self.points), network(self.points[:1])
+            # Clones, for a network that begins in place.
+            images, single = (network(x.clone()) for x in (self.points, self.points[:1]))
         except Exception as error:
             raise UncertifiedError(f"module fails on a random input: {error}") from error
         if not isinstance(images, Tensor):
@@ -505,6 +523,9 @@ class _Sample:
                 f"module must return one tensor, got {type(images).__name__}; certify a module "
                 "that returns one of its results, or all of them joined by torch.cat"
             )
+        if images.numel() == 0 or images.is_complex():
+            kind = f"{images.dtype} of shape {(*images.shape,)}"
+            raise UncertifiedError(f"module must return real numbers, got {kind}")
         rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
         if bool(images.isnan().any()):
             raise UncertifiedError("module returns NaN for a random input")

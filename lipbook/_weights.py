@@ -119,6 +119,8 @@ def used_matrices(module: nn.Module, name: str = "module") -> list[Weight]:
 
     Raises
     ------
+    TypeError
+        If one is complex.
     ValueError
         If there is none, and as in `used_weights`.
 
@@ -134,6 +136,8 @@ def used_matrices(module: nn.Module, name: str = "module") -> list[Weight]:
             f"{name} must have a parameter with two axes or more, {type(module).__name__} has "
             "none; biases and the parameters of norm layers do not count"
         )
+    if odd := [weight.name for weight in matrices if weight.value().is_complex()]:
+        raise TypeError(f"{name} must have real weights, {odd[0]} is complex: its squares are, too")
     return matrices
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lipbook._checks import check_count, check_positive, check_tensor
+from lipbook._checks import check_count, check_positive, check_tensor, is_transformed
 from lipbook.matrix_norms import split_scale
 from lipbook.power_iteration import KrylovBasis, NormBounds, random_start, top_of_krylov
 
@@ -238,6 +238,11 @@ def conv_spectral_norm(
     ValueError: input_size must reach the extent 3 of the kernel on axis 0, ...
     """
     check_positive(rtol, "rtol")
+    if is_transformed(kernel):
+        raise RuntimeError(
+            "torch.func cannot transform conv_spectral_norm; take torch.autograd, or the induced "
+            "norm of conv_matrix, which it can differentiate"
+        )
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     working = torch.float64 if kernel.dtype == torch.float64 else torch.float32

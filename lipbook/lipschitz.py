@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations as _class
 
 from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
 from lipbook._layers import (
@@ -108,7 +109,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     """
     points = check_tensor(points, "points", min_ndim=1).detach()
     with torch.no_grad():
-        outputs = _outputs(f, points)
+        outputs = _outputs(f, points.clone())  # which f may change in place
     # pdist subtracts before it squares; cdist may not, and then loses half the digits.
     distances, images = F.pdist(_rows(points)), F.pdist(_rows(outputs))
     apart = distances > 0
@@ -341,7 +342,7 @@ def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
         probed, images = (
             _outputs(f, x.reshape(-1, *input_shape)).flatten(1) for x in (probes, unit_vectors)
         )
-    except RuntimeError as error:
+    except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(f"input_shape {(*input_shape,)} does not suit {layer}: {error}") from error
     matrix, offset = (images - probed[0]).T, probed[0]
     deviation = (probed - offset - probes @ matrix.T).abs()
@@ -379,6 +380,9 @@ def activation_constant(activation: nn.Module) -> float:
     Traceback (most recent call last):
     TypeError: activation must work element by element, Softmax(dim=0) does not
     """
+    kinks = [getattr(activation, name, 0) for name in ("min_val", "max_val", "lambd")]
+    if max(map(abs, kinks)) > 10_000:
+        raise TypeError(f"activation must bend within ±10,000, {activation} does beyond the grid")
     f, reference = _in_float64(activation)
     grid = torch.linspace(-10, 10, 20_001, dtype=torch.float64, device=reference.device).sinh()
     values = f(grid.clone()).detach()
@@ -500,20 +504,20 @@ def layer_product_bound(
     shape = whole_shape(input_shape)
     constants = constants or {}
     chain_of_layers = list(layers(model))
-    known = {key for name, layer in chain_of_layers for key in (name, type(layer))}
+    known = {key for name, layer in chain_of_layers for key in (name, _class(layer))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the model")
     factors: list[Factor] = []
     total = 1.0
     x = torch.zeros(1, *shape, dtype=torch.float64, device=_in_float64(model)[1].device)
     for name, layer in chain_of_layers:
-        given = constants.get(name, constants.get(type(layer)))
+        given = constants.get(name, constants.get(_class(layer)))
         if given is None and mixes_rows(layer):
             raise ValueError(f"layer {name!r} ({layer}) takes its statistics from the batch")
         shape = tuple(x.shape[1:])
         try:
             x = _outputs(_in_float64(layer)[0], x).detach()
-        except RuntimeError as error:
+        except (AssertionError, IndexError, RuntimeError) as error:
             raise ValueError(f"layer {name!r} does not take inputs {shape}: {error}") from error
         constant = (
             _layer_constant(name, layer, shape)
@@ -531,13 +535,17 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
     if is_plain(layer, *RESHAPES, *DROPOUTS):
         return 1.0
     try:
-        if is_plain(layer, *ACTIVATIONS):
-            return activation_constant(layer)
-        if is_plain(layer, nn.Linear):
-            return induced_norm(layer.weight.detach().double()).item()
-        if is_plain(layer, *CONVOLUTIONS):
-            return layer_norm(layer, shape[1:])
-        return follow(layer, shape)[0]
+        with evaluation_mode(layer):  # in which a look at a normalized weight leaves it alone
+            if is_plain(layer, *ACTIVATIONS):
+                constant = activation_constant(layer)
+                if constant == math.inf:
+                    raise TypeError("it jumps")
+                return constant
+            if is_plain(layer, nn.Linear):
+                return induced_norm(layer.weight.detach().double()).item()
+            if is_plain(layer, *CONVOLUTIONS):
+                return layer_norm(layer, shape[1:])
+            return follow(layer, shape)[0]
     except TypeError as error:
         raise TypeError(
             f"the constant of layer {name!r} ({type(layer).__name__}) is not known; pass "
@@ -615,7 +623,8 @@ def exact_lipschitz(
     first: Any = chain_of_layers[0][1] if chain_of_layers else net
     if not is_plain(first, nn.Linear):
         raise TypeError(f"net must start with a Linear layer, got {net}")
-    n_inputs = first.weight.shape[1]
+    with evaluation_mode(first):
+        n_inputs = first.weight.shape[1]
     if n_inputs > 2:
         raise ValueError(
             f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
@@ -627,7 +636,8 @@ def exact_lipschitz(
         for points, ends in _convex_parts(low, high)
     ]
     for name, layer in chain_of_layers:
-        cells = _through(cells, name, layer, max_regions)
+        with evaluation_mode(layer):
+            cells = _through(cells, name, layer, max_regions)
     matrices = np.stack([cell.matrix for cell in cells])
     if not np.isfinite(matrices).all():
         raise ValueError("net must have finite slopes, they are beyond float64")
@@ -663,7 +673,8 @@ def _convex_parts(low: Array, high: Array) -> list[tuple[Array, Array]]:
             far = np.isinf(corner)
             if far.sum() < 2:  # the corner at infinity of a quadrant lies between its directions
                 point = np.where(far, np.sign(corner), 0.0) if far.any() else corner
-                if not (spanning and far.any() and np.array_equal(spanning[-1][0], point)):
+                same = spanning and np.array_equal(spanning[-1][0], point)
+                if not (same and far.any() and spanning[-1][1] == 0):  # a direction, once
                     spanning.append((point, float(not far.any())))
         parts.append((np.array([p for p, _ in spanning]), np.array([e for _, e in spanning])))
     return parts

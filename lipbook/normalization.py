@@ -243,8 +243,8 @@ def spectral_normalize_network(
     ------
     TypeError, ValueError
         If there is no weight to normalize, or no module of a name in `skip`, or a weight is not
-        there yet, as in lazy layers, or made by a hook; and as in `spectral_normalize`. The
-        network stays as it was then.
+        there yet, as in lazy layers, or made by a hook, or a convolution sees images of several
+        sizes, or none; and as in `spectral_normalize`. The network stays as it was then.
 
     Examples
     --------
@@ -262,6 +262,8 @@ def spectral_normalize_network(
     try:
         for layer in layers:
             shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
+            if isinstance(layer, CONVOLUTIONS) and shapes and shape is None:
+                raise ValueError(f"{layer} is given no images in evaluation mode; name it in skip")
             spectral_normalize(
                 layer,
                 n_power_iterations=n_power_iterations,
@@ -361,8 +363,19 @@ def remove_spectral_normalization(
         if leave_parametrized:
             _refuse_uneven_sharing(network, [(layer, name) for layer, name, _ in found])
         for layer, name, _ in found:
+            _own_class(layer)
             parametrize.remove_parametrizations(layer, name, leave_parametrized=leave_parametrized)
     return network
+
+
+def _own_class(layer: nn.Module) -> None:
+    """Give a layer a copy of its class, from which torch would take the weight of its copies too.
+
+    torch makes a class for a parametrized layer, and `copy.deepcopy` has both share it.
+    """
+    shared = type(layer)
+    members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    layer.__class__ = type(shared.__name__, shared.__bases__, members)
 
 
 @torch.no_grad()
@@ -618,7 +631,15 @@ def _input_shapes(module: nn.Module, shape: Sequence[int]) -> dict[nn.Module, tu
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(layer, CONVOLUTIONS) and not inputs:
+            raise ValueError(f"{layer} must be given its images by position, not by name")
         if inputs and isinstance(inputs[0], Tensor):  # a parametrization is called without
+            if isinstance(layer, CONVOLUTIONS) and _resized(shapes.get(layer), inputs[0]):
+                raise ValueError(
+                    f"the norm of {layer} depends on the size of its images, which are of shape "
+                    f"{shapes[layer]} and of shape {(*inputs[0].shape[1:],)}; leave input_shape "
+                    "out, or give spectral_normalize each layer, this one with the largest size"
+                )
             shapes[layer] = tuple(inputs[0].shape[1:])
 
     hooks = [layer.register_forward_pre_hook(note) for layer in module.modules()]
@@ -628,3 +649,8 @@ def _input_shapes(module: nn.Module, shape: Sequence[int]) -> dict[nn.Module, tu
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def _resized(known: tuple[int, ...] | None, images: Tensor) -> bool:
+    """Whether a layer has seen images of another shape."""
+    return known is not None and known != images.shape[1:]

@@ -26,6 +26,7 @@ from lipbook._checks import (
     check_positive,
     check_tensor,
     is_dense,
+    is_transformed,
     not_dense,
     wrong_type,
 )
@@ -446,6 +447,11 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
         raise not_dense("matrix")
     if method == "svd":
         return induced_norm(matrix, 2)
+    if is_transformed(matrix):
+        raise RuntimeError(
+            "torch.func cannot transform spectral_norm; of its methods it can differentiate 'svd', "
+            "and a batch of matrices needs no vmap"
+        )
     unit, scale = matrix, None
     top = _by_blas(matrix, method, rtol)
     if top is None:

@@ -289,13 +289,21 @@ def _image_shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tup
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shapes[layers[layer]] = tuple(inputs[0].shape[1:])
+        if not inputs:
+            raise ValueError(f"{layer} must be given its images by position, not by name")
+        size = tuple(inputs[0].shape[1:])
+        if shapes.get(layers[layer], size) != size:
+            raise ValueError(
+                f"the norm of {layer} depends on the size of its images, and it is given some of "
+                f"shape {shapes[layers[layer]]} and some of shape {size}; leave input_shape out"
+            )
+        shapes[layers[layer]] = size
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with evaluation_mode(model), torch.no_grad():
             model(next(model.parameters()).new_zeros(1, *whole_shape(input_shape)))
-    except RuntimeError as error:
+    except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(f"model does not take inputs {tuple(input_shape)}: {error}") from error
     finally:
         for hook in hooks:

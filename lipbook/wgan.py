@@ -656,6 +656,10 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.enable_grad():
             return _mean_square(critic, points, target, one_sided)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.func cannot transform a gradient penalty; take torch.autograd.grad or backward"
+        )
     _refuse_batch_norm(critic)
     with normal_state([critic] if isinstance(critic, nn.Module) else []):
         gradients = _input_gradients(critic, constant(points).requires_grad_())

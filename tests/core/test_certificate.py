@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipbook import _rules
 from lipbook.certificate import lipschitz_certificate
 from lipbook.lipschitz import (
     difference_quotients,
@@ -45,6 +46,15 @@ class Function(nn.Module):
 def elsewhere(x: Tensor) -> Tensor:
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(lambda: 3 * x).result()
+
+
+def read_into(make):
+    """Lengths that a list holds, beside so much that no measured slope betrays them."""
+    return lambda x: 9 * x - 9 * x + make([[row.norm()] for row in x])
+
+
+IMAGINARY = torch.tensor([1j])
+SCRIPTED = Function(lambda x, f: f(x), torch.jit.script(nn.Hardshrink()))
 
 
 def residual(channels: int) -> Function:
@@ -159,7 +169,18 @@ def handed_out(x):
     return y
 
 
+def taken_away(x):
+    """1.01 - x, by a sum with a negative factor."""
+    return torch.full_like(x, 1.01).index_add(1, torch.arange(4), x, alpha=-1)
+
+
 OPERATIONS = [
+    # What a limit repeats; the range of what is taken away; Python's numbers to all their digits.
+    (lambda x: x[:, :1].clamp(min=-torch.arange(4.0).double()), 2),
+    (lambda x: x[:, :1].clamp_max(torch.arange(4.0).double()), 2),
+    (lambda x: taken_away((x - 5).sigmoid()).log(), 25),
+    (lambda x: 1e46 * (1e-46 * x), 1),
+    (lambda x: x / 1e46 / 1e-46, 1),
     # Operations of several results, and what changes in place: 0 or 30 times too small before.
     (lambda x: sum(5 * part for part in x.chunk(2, 1)), 10),
     (lambda x: sum(5 * part for part in x.split([1, 3], 1)[1:]), 5),
@@ -199,6 +220,33 @@ def test_operations(function, expected):
     points = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
     # Clones, since some of the functions work in place.
     assert lower_bound_from_pairs(lambda x: net(x.clone()), points) <= expected * (1 + 1e-6)
+
+
+def test_numbers_of_a_network_are_not_rounded_to_the_default_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        value = lipschitz_certificate(Function(lambda x: 0.30001 * x / 3.33001), (4,)).value
+    finally:
+        torch.set_default_dtype(before)
+    assert value == pytest.approx(0.30001 / 3.33001, rel=2e-6)
+
+
+def test_an_operation_of_another_library_is_not_torchs_of_that_name():
+    with torch.library._scoped_library("lipbook_tests", "DEF") as library:
+        library.define("sigmoid(Tensor self) -> Tensor")
+        library.impl("sigmoid", lambda x: 5 * x, "CPU")
+        # Behind a detour that is too steep on paper, so that no measured slope contradicts.
+        net = Function(lambda x: torch.ops.lipbook_tests.sigmoid(x) + 9 * x - 9 * x)
+        with pytest.raises(TypeError, match="operation 'lipbook_tests::sigmoid' is not known"):
+            lipschitz_certificate(net, (4,))
+
+
+@pytest.mark.parametrize("first", [nn.ELU(inplace=True), nn.LeakyReLU(0.1, inplace=True)])
+def test_a_network_may_begin_in_place(first):
+    net = nn.Sequential(first, nn.Linear(4, 4))
+    value = lipschitz_certificate(net, (4,)).value
+    assert value == pytest.approx(layer_product_bound(net, (4,)).value, rel=1e-5)
 
 
 def test_modes_and_vectors_are_left_alone():
@@ -357,6 +405,15 @@ def test_weights_that_a_hook_or_a_parametrization_computes():
     assert lipschitz_certificate(half, (4,)).value == pytest.approx(norm, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.AvgPool2d(3, 2), nn.Upsample(scale_factor=1.7, mode="bicubic")]
+)
+def test_large_images_are_pooled_in_parts(layer, monkeypatch):
+    whole = lipschitz_certificate(layer, (1, 9, 8)).value
+    monkeypatch.setattr(_rules, "_AT_ONCE", 150)
+    assert lipschitz_certificate(layer, (1, 9, 8)).value == whole
+
+
 def test_overflow_is_not_zero():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
     net[0].weight.data.fill_(1e200)
@@ -365,6 +422,29 @@ def test_overflow_is_not_zero():
         lipschitz_certificate(net, (2,))
     with pytest.raises(ValueError, match="beyond float64"):
         layer_product_bound(net, (2,))
+
+
+CAUSAL = torch.ones(3, 3).tril() == 1
+MASKS = [
+    lambda a, mask: a + mask,
+    lambda a, _: a.masked_fill(~CAUSAL, -math.inf),
+    lambda a, _: torch.where(CAUSAL, a, -math.inf),
+    lambda a, _: F.pad(a[..., :1], (0, 2), value=-math.inf),
+]
+
+
+@pytest.mark.parametrize("shut", MASKS)
+def test_masks_are_infinite(shut):
+    """Causal attention behind a LayerNorm; what is shut out is -inf, by a buffer or otherwise."""
+
+    def attend(x, norm):
+        queries = norm(x)
+        return shut(queries @ queries.mT / 2, net.mask).softmax(-1) @ queries
+
+    net = Function(attend, nn.LayerNorm(4, eps=0.1))
+    net.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    value = lipschitz_certificate(net, (3, 4)).value
+    assert 0 < jacobian_norms(net.double(), torch.randn(20, 3, 4).double()).max() <= value < 200
 
 
 def test_bounds_on_a_ball():
@@ -450,6 +530,8 @@ def test_a_gated_unit_is_as_steep_as_its_steepest_gate(peak):
         (nn.RMSNorm(4).bfloat16(), torch.finfo(torch.float32).eps ** -0.5),
         (nn.RMSNorm(4).double(), torch.finfo(torch.float64).eps ** -0.5),
         (nn.RMSNorm(4, eps=0.25), 2),
+        (Function(lambda x, norm: norm(x=3 * x), nn.RMSNorm(4, eps=0.25)), 6),
+        (Function(lambda x, layer: layer(input=3 * x), nn.Softsign()), 3),
     ],
 )
 @pytest.mark.parametrize("radius", [1.0, math.inf])
@@ -473,11 +555,25 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (Function(lambda x: x * float(x[0, 0])), {}, TypeError, "by itself|depends on the data"),
         (Function(lambda x: x.max(1)), {}, TypeError, "must return one tensor, got max"),
         (Function(lambda x: {"y": x}), {}, TypeError, "must return one tensor, got dict"),
-        (Function(lambda x: x.max(1).indices * 1.0), {}, TypeError, "the indices of 'max' jump"),
+        (Function(lambda x: x.max(1).indices * 1.0), {}, TypeError, "'max' jump; pass constants="),
+        (Function(lambda x: 1j * x), {}, TypeError, "return real numbers, got torch.complex128 of"),
+        (
+            Function(lambda x: (x * IMAGINARY).abs()),
+            {},
+            TypeError,
+            "result of 'mul' is complex",
+        ),
+        (Function(lambda x: x[:, :0]), {}, TypeError, r"must return .*float64 of shape \(6, 0\)"),
+        (Function(lambda x: x @ torch.eye(4).to_sparse().to(x)), {}, TypeError, "a sparse tensor"),
         (Function(lambda x: x.round()), {}, TypeError, "operation 'round' is not known"),
         (Function(lambda x: x.long() * 1.0), {}, TypeError, "a conversion to torch.int64 jumps"),
         (Function(lambda x: torch.from_numpy(x.numpy())), {}, TypeError, "'numpy' is not known"),
         (Function(lambda x: torch.tensor(x.tolist())), {}, TypeError, "'tolist' is not known"),
+        (Function(read_into(torch.tensor)), {}, TypeError, "operation 'tensor' is not known"),
+        (Function(read_into(torch.as_tensor)), {}, TypeError, "operation 'as_tensor' is not"),
+        (Function(read_into(torch.asarray)), {}, TypeError, "operation 'asarray' is not known"),
+        (Function(lambda x: read_into(x.new_tensor)(x)), {}, TypeError, "'new_tensor' is not"),
+        (Function(lambda x: read_into(x.new)(x)), {}, TypeError, "operation 'new' is not known"),
         (Function(elsewhere), {}, TypeError, "is below a slope of 3"),
         (Function(lambda x: x.log()), {}, TypeError, "returns NaN for a random input"),
         (Function(lambda x: x.topk(2, sorted=False).values), {}, TypeError, "may change places"),
@@ -486,6 +582,7 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (nn.Bilinear(4, 4, 2), {}, ValueError, "does not take inputs"),
         (Function(lambda x, f: f(x, x), nn.Bilinear(4, 4, 2)), {}, TypeError, "'_trilinear'"),
         (nn.Linear(3, 2), {}, ValueError, r"does not take inputs of shape \(4,\)"),
+        (SCRIPTED, {"constants": {"layers.0": 1.0}}, TypeError, "cannot name a scripted layer"),
         (nn.Linear(4, 2), {"constants": {"7": 1.0}}, ValueError, "names '7', which is no layer"),
         (nn.Linear(4, 2), {"constants": {"": math.nan}}, ValueError, "must be a finite number"),
         (nn.Linear(4, 2), {"radius": math.nan}, ValueError, "radius must be a finite number"),

@@ -440,3 +440,12 @@ def test_own_refusals():
         conv_norm_bounds(K, 5, oversampling=2)
     with pytest.raises(ValueError, match="dilation must be one integer or 2"):
         circular_conv_spectral_norm(K, 5, dilation=(1, 1, 1))
+
+
+def test_torch_func_is_told_what_it_can_transform():
+    kernel = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(RuntimeError, match=r"torch\.func cannot transform .* conv_matrix"):
+        torch.func.grad(lambda k: conv_spectral_norm(k, 5))(kernel)
+    found = torch.func.grad(lambda k: torch.linalg.matrix_norm(conv_matrix(k, 5), 2))(kernel)
+    (expected,) = torch.autograd.grad(conv_spectral_norm(kernel.requires_grad_(), 5), kernel)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -9,6 +9,16 @@ from torch import nn
 from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, normal_state, whole_shape
 
 
+class Called(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Steeper(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -17,6 +27,8 @@ class Doubled(nn.Linear):
 def test_a_layer_is_plain_if_it_computes_what_its_class_does():
     assert is_plain(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear)
     assert not is_plain(Doubled(2, 2), nn.Linear)
+    assert not is_plain(Called(2, 2), nn.Linear)
+    assert not is_plain(Steeper(2, 2, 3), nn.Conv2d)
     patched = nn.Linear(2, 2)
     patched.forward = lambda x: x
     assert not is_plain(patched, nn.Linear)
@@ -41,6 +53,18 @@ def test_a_frozen_copy_computes_the_same_and_leaves_the_original_alone():
     broken.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="'weight' does not"):
         frozen_copy(broken)
+
+
+def test_a_buffer_may_be_a_mask_and_none_may_be_sparse():
+    masked = nn.Linear(2, 2)
+    masked.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    assert torch.equal(frozen_copy(masked).mask, masked.mask)
+    masked.mask.neg_()
+    with pytest.raises(ValueError, match="'mask' does not"):
+        frozen_copy(masked)
+    masked.mask = torch.eye(2).to_sparse()
+    with pytest.raises(TypeError, match="'mask' is sparse"):
+        frozen_copy(masked)
 
 
 def test_shapes():

@@ -408,6 +408,14 @@ def test_product_of_the_absolute_value_is_twice_its_constant():
     assert bound.factors[-1].product == bound.value
 
 
+@pytest.mark.parametrize("module", [nn.Hardtanh(12_000, 13_000), nn.Softshrink(2e4)])
+def test_activations_that_bend_beyond_the_grid_are_refused(module):
+    with pytest.raises(TypeError, match="must bend within ±10,000"):
+        activation_constant(module)
+    with pytest.raises(TypeError, match="must bend within"):  # 0 before
+        layer_product_bound(module, (3,))
+
+
 def test_product_over_every_kind_of_layer():
     model = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
@@ -480,6 +488,8 @@ def test_constants_may_be_given_by_name_or_by_class():
     bound = layer_product_bound(model, (3,), constants={Twice: 2.0, "0.0": 2.5, "2": 1.5})
     assert [factor.constant for factor in bound.factors] == [2.5, 2.0, 1.5]
     assert bound.value == 7.5
+    normalized = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    assert layer_product_bound(normalized, (3,), constants={nn.Linear: 2.0}).value == 2
 
 
 def test_product_refuses_what_it_does_not_know():
@@ -487,6 +497,8 @@ def test_product_refuses_what_it_does_not_know():
         layer_product_bound(
             nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.GLU())), (3,)
         )
+    with pytest.raises(TypeError, match=r"layer '0' \(Hardshrink\) is not known; pass .* it jumps"):
+        layer_product_bound(nn.Sequential(nn.Hardshrink()), (3,))
 
 
 def test_product_follows_layers_with_a_forward_of_their_own():
@@ -522,6 +534,32 @@ def test_product_refuses_batch_statistics_and_wrong_shapes():
         layer_product_bound(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), (3,))
 
 
+def test_a_normalized_weight_is_the_one_of_evaluation_mode_and_stays_as_it_is():
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 5))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    values = [layer_product_bound(layer, (2,)).value, exact_lipschitz(layer, (-1, 1)).value]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    expected = torch.linalg.matrix_norm(layer.eval().weight, 2).item()
+    assert values == pytest.approx([expected, expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("call", [layer_product_bound, layer_matrix])
+def test_a_shape_that_a_layer_does_not_take_is_refused_however_it_says_so(call):
+    class Fourth(nn.Module):
+        def forward(self, x):
+            return x[:, 3]
+
+    class Square(nn.Module):
+        def forward(self, x):
+            assert x.shape[-1] == x.shape[-2], "no square"
+            return x
+
+    for layer, message in ((Fourth(), "index 3 is out of bounds"), (Square(), "no square")):
+        with pytest.raises(ValueError, match=message):
+            call(layer, (2, 3))
+
+
 # --- exact constants ---
 
 
@@ -554,6 +592,17 @@ def test_an_unbounded_box_gives_the_constant_on_all_of_it(n_inputs, seed):
     ends = np.concatenate(unbounded.regions)
     assert np.isinf(ends).any()
     assert not np.isnan(ends).any()
+
+
+@pytest.mark.parametrize(
+    ("row", "low", "high"),
+    [([1.0], [1.0], [math.inf]), ([-1.0], [-math.inf], [-1.0]), ([1, -1], [1, 0], [math.inf, 5])],
+)
+def test_a_box_may_begin_where_its_direction_points(row, low, high):
+    """0 before: the corner at 1 was taken for the direction to infinity."""
+    net = nn.Sequential(dense(([row], [-5.0])), nn.ReLU())
+    steepest = math.hypot(*row)
+    assert exact_lipschitz(net, (low, high)).value == pytest.approx(steepest)
 
 
 @pytest.mark.parametrize("box", [(math.nan, 1), (-1, math.nan), (math.inf, math.inf)])
@@ -817,6 +866,12 @@ def test_pairs_must_match_and_differ():
         difference_quotients(torch.square, x, torch.ones(2, 1))
     with pytest.raises(ValueError, match="two distinct points, got 4 equal ones"):
         lower_bound_from_pairs(torch.square, torch.ones(4, 1))
+
+
+def test_pairs_are_as_far_apart_as_before_a_change_in_place():
+    points = torch.tensor([[0.0], [1.0]])
+    assert lower_bound_from_pairs(lambda x: x.div_(4) + 1, points) == 0.25
+    assert points.tolist() == [[0.0], [1.0]]
 
 
 def test_functions_must_return_a_batch():

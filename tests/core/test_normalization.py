@@ -333,6 +333,47 @@ def test_with_the_shape_of_an_input_convolutions_are_operators():
     assert sigma.item() == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_is_taken_off_a_copy_stays_on_the_original(leave):
+    """AttributeError before, from the original: torch took the weight from the class of both."""
+    layer = spectral_normalize(nn.Linear(3, 3), n_power_iterations=20).eval()
+    x = torch.randn(2, 3)
+    expected = layer(x)
+    bare = remove_spectral_normalization(copy.deepcopy(layer), leave_parametrized=leave)
+    assert type(bare) is nn.Linear
+    torch.testing.assert_close(layer(x), expected)
+    remove_spectral_normalization(layer, leave_parametrized=leave)
+    torch.testing.assert_close(layer(x), bare(x))
+
+
+class Pyramid(nn.Module):
+    """One convolution for images of several sizes, and one that no image sees."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.shared, self.unused = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3)
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(x, self.shared)
+
+
+def test_a_norm_that_depends_on_the_size_of_images_needs_to_know_it():
+    halves = Pyramid(lambda x, f: f(x).sum((2, 3)) + f(F.avg_pool2d(x, 2)).sum((2, 3)))
+    by_name = Pyramid(lambda x, f: f(input=x))
+    unused = Pyramid(lambda x, f: f(x))
+    for call in (spectral_normalize_network, project_spectral_):
+        with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) and of shape \(1, 4, 4\)"):
+            call(halves, input_shape=(1, 8, 8))
+        with pytest.raises(ValueError, match="must be given its images by position"):
+            call(by_name, input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="is given no images in evaluation mode; name it in skip"):
+        spectral_normalize_network(unused, input_shape=(1, 8, 8))
+    assert not any(parametrize.is_parametrized(layer) for layer in unused.modules())
+    spectral_normalize_network(unused, input_shape=(1, 8, 8), skip=["unused"])
+    assert parametrize.is_parametrized(unused.shared)
+
+
 def test_layers_that_share_a_weight_go_on_sharing_it():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight

@@ -549,3 +549,12 @@ I = torch.eye(2)  # noqa: E741
 def test_refused_options(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_torch_func_is_told_what_it_can_transform():
+    matrix = gaussian(5, 4)
+    with pytest.raises(RuntimeError, match=r"torch\.func cannot transform spectral_norm; .* 'svd'"):
+        torch.func.grad(spectral_norm)(matrix)
+    found = torch.func.grad(lambda w: spectral_norm(w, method="svd"))(matrix)
+    (expected,) = torch.autograd.grad(spectral_norm(matrix.requires_grad_()), matrix)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from lipbook.convolution import conv_spectral_norm
 from lipbook.lab.networks import digits_cnn, mlp
 from lipbook.matrix_norms import frobenius_norm, induced_norm
-from lipbook.normalization import spectral_normalize
+from lipbook.normalization import OrthonormalPenalty, spectral_normalize
 from lipbook.regularization import (
     SpectralPenalty,
     frobenius_penalty,
     input_gradient_penalty,
     penalized_weights,
 )
+from lipbook.wgan import clip_frobenius_, frobenius_excess_penalty
 
 
 @pytest.fixture(scope="module")
@@ -347,11 +348,51 @@ def test_spectral_penalty_refuses(options, error, message):
         SpectralPenalty(digits_cnn(), **options)
 
 
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda x, f: f(x).sum((2, 3)) + f(x[..., :4]).sum((2, 3)),
+            r"\(1, 8, 8\) and .*\(1, 8, 4\)",
+        ),
+        (lambda x, f: f(input=x), "must be given its images by position"),
+        (lambda x, f: f(x)[:, 3], "does not take inputs .* index 3 is out of bounds"),
+    ],
+)
+def test_the_sizes_of_images_must_be_known(forward, message):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return forward(x, self.conv)
+
+    with pytest.raises(ValueError, match=message):
+        SpectralPenalty(Net(), input_shape=(1, 8, 8))
+
+
 def test_a_refused_shape_leaves_no_hook_behind():
     model = digits_cnn()
     with pytest.raises(ValueError, match="does not take inputs"):
         SpectralPenalty(model, input_shape=(3,))
     assert not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        frobenius_penalty,
+        SpectralPenalty,
+        lambda net: frobenius_excess_penalty(net, 1.0),
+        lambda net: clip_frobenius_(net, 1.0),
+        lambda net: OrthonormalPenalty().penalty(net, torch.ones(1), torch.ones(1), None),
+    ],
+)
+def test_complex_weights_are_refused(function):
+    """The sum of their squares is no squared norm, nor real."""
+    with pytest.raises(TypeError, match=r"must have real weights, 1\.weight is complex"):
+        function(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.complex64)))
 
 
 # --- input gradient

@@ -766,3 +766,14 @@ def test_constraints_are_values():
     assert repr(FrobeniusExcess(2.0, 3.0)) == "FrobeniusExcess(limit=2.0, strength=3.0)"
     with pytest.raises(AttributeError):
         WeightClipping(0.1).c = 0.2
+
+
+def test_torch_func_cannot_transform_a_penalty():
+    critic = nn.Linear(2, 1)
+    weights = {name: weight.detach() for name, weight in critic.named_parameters()}
+    with pytest.raises(
+        RuntimeError, match=r"torch\.func cannot transform a gradient penalty; take"
+    ):
+        torch.func.grad(
+            lambda p: r1_penalty(lambda x: functional_call(critic, p, (x,)), torch.ones(3, 2))
+        )(weights)
