@@ -93,6 +93,7 @@ options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEP
 failed = 0
 for name in sys.argv[1:]:
     module = importlib.import_module(name)
+    sys.modules["torch"].manual_seed(0)  # else each process draws its own
     failed += doctest.testmod(module, optionflags=options).failed
 try:
     import pandas
