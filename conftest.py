@@ -119,7 +119,7 @@ def _compare_and_tell(
     """Compare as nbval does, but for last digits; warn of those, and of the glued numbers."""
     stored, here = _glued(ref), _glued(test)
     if rounded := settle(ref, test):
-        cell.warn(pytest.PytestWarning(f"LastDigit: {len(rounded)} outputs end in other digits"))
+        cell.warn(pytest.PytestWarning(f"LastDigit: {rounded} outputs end in other digits"))
     moved = [
         f"{name} {stored[name]}, here {here[name]}"
         for name in stored.keys() & here.keys()

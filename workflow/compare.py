@@ -2,7 +2,7 @@
 
 Two makes of processor add in another order, and a value that lies at the edge between two printed
 ones comes out as .55 here and .56 there. That is no other result. So decimal numbers may differ by
-one in their last digit; whole numbers, words, signs and the number of digits may not.
+one in their last digit; whole numbers, words and the number of decimals may not.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _near(a: str, b: str) -> bool:
     return decimals[0] == decimals[1] and apart <= Decimal(1).scaleb(-decimals[0])
 
 
-def settle(stored: Iterable[Any], here: Iterable[Any]) -> list[tuple[str, str]]:
-    """Give outputs the stored text where it is `alike`, in place; return what was another one.
+def settle(stored: Iterable[Any], here: Iterable[Any]) -> int:
+    """Give outputs the stored text where it is `alike`, in place; return how many had another.
 
     Parameters
     ----------
@@ -52,15 +52,15 @@ def settle(stored: Iterable[Any], here: Iterable[Any]) -> list[tuple[str, str]]:
 
     Returns
     -------
-    list of (str, str)
-        Each text as stored, and as it is here.
+    int
+        Texts that ended in other digits.
     """
-    moved = []
+    moved = 0
     for was, now in zip(stored, here, strict=False):
         places = [(was, now), (was.get("data", {}), now.get("data", {}))]
         keys = ("text", "text/plain", "text/html")
         for (old, new), key in product(places, keys):
             if key in old and key in new and old[key] != new[key] and alike(old[key], new[key]):
-                moved.append((old[key], new[key]))
                 new[key] = old[key]
+                moved += 1
     return moved
