@@ -9,6 +9,9 @@ A study is too long for a page. Each module here defines one by three names:
 ``TOLERANCE: dict[str, float | Callable[[DataFrame], Array]]``
     For each column that a repetition has to meet: how far off it may be on another machine, or a
     function that says so for each of the rows it is given.
+``beginning(**cell) -> list[dict]``, if there is one
+    The first rows of a run, for repetitions in its place: where the whole takes a GPU, or where
+    two machines, which round differently, part later.
 
 ``make study STUDY=name`` runs them all. It stores ``book/studies/name.csv``, one row a result
 with the cell's columns first, and ``book/studies/name.json``, which says when and by what code. A
@@ -34,6 +37,8 @@ from PIL import Image
 from studies._provenance import Sources
 
 _ROOT = Path(__file__).parents[1]
+#: Steps of a generator that a repetition makes: later, rounding has parted many a training.
+BEGINNING = 50
 
 
 class StaleTable(UserWarning):

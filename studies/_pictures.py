@@ -6,7 +6,7 @@ same on both; trainings part after some hundred steps, as rounding errors grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -190,6 +190,11 @@ def watched(
         yield {"step": step, **judged, "grid": shown.nan_to_num().to(torch.uint8).cpu().numpy()}
         if not np.isfinite(judged["distance"]):
             return
+
+
+def numbers(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a training yielded, without the images."""
+    return [{k: v for k, v in row.items() if k != "grid"} for row in rows]
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ of a CPU a step at a quarter of the width takes half a second: a table like it t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from itertools import product
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,15 @@ import pandas as pd
 import torch
 
 from lipbook.lab.gan import Rules
-from studies._pictures import N_JUDGED, TINY, networks, normalize, project, watched
+from studies._pictures import (
+    N_JUDGED,
+    TINY,
+    networks,
+    normalize,
+    numbers,
+    project,
+    watched,
+)
 
 KIND, LATENT_DIM = "faces 64", 100
 LR, BATCH_SIZE, CRITIC_STEPS = 2e-4, 64, 5
@@ -134,6 +142,27 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """Train one variant, and yield what the yardstick says along the way, with its images."""
     torch.backends.cudnn.benchmark = width >= 32  # it takes seconds, which narrow networks don't
+    stops = [stop for stop in STOPS if stop < steps] + [steps]
+    n_judged = N_JUDGED if width > 4 else 100
+    for row in followed(division, norm, width, lr, seed, stops=stops, n_judged=n_judged):
+        kept = row["step"] == steps if seed or width <= 16 else row["step"] in SHOWN
+        if part != "equal" or not (kept or (seed == 0 and row["step"] in SHOWN[::2])):
+            row.pop("grid")
+        yield row
+
+
+def followed(
+    division: str,
+    norm: str,
+    width: int,
+    lr: float,
+    seed: int,
+    *,
+    stops: Sequence[int],
+    batch_size: int = BATCH_SIZE,
+    n_judged: int = N_JUDGED,
+) -> Iterator[dict[str, Any]]:
+    """Train one variant on faces; yield at each stop what the yardstick says, and images."""
     nets = networks(KIND, width, LATENT_DIM, seed, batch_norm=norm != "none")
     where, how = division.split(", ")
     if where == "inside":
@@ -141,24 +170,21 @@ def watch(
     seen = watched(
         KIND,
         nets,
-        Rules(critic_steps=CRITIC_STEPS, critic_lr=lr, generator_lr=lr, batch_size=BATCH_SIZE),
+        Rules(critic_steps=CRITIC_STEPS, critic_lr=lr, generator_lr=lr, batch_size=batch_size),
         latent_dim=LATENT_DIM,
-        stops=[stop for stop in STOPS if stop < steps] + [steps],
+        stops=stops,
         seed=seed,
         after_step=project(how) if where == "after" else None,
-        n_judged=N_JUDGED if width > 4 else 100,
+        n_judged=n_judged,
     )
     for row in seen:
-        distance, last = row.pop("distance"), row["step"] == steps
-        kept = last if seed or width <= 16 else row["step"] in SHOWN
-        if part != "equal" or not (kept or (seed == 0 and row["step"] in SHOWN[::2])):
-            row.pop("grid")
-        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
+        distance = float(np.log(row.pop("distance")))
+        yield {"step": row.pop("step"), "log distance": distance, **row}
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of one cell, without the images."""
-    return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
+    return numbers(watch(**cell))
 
 
 def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -170,5 +196,4 @@ def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 def beginning(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of the first 30 steps of a cell."""
-    rows = [row for row, _ in zip(watch(**cell), range(2), strict=False)]
-    return [{k: v for k, v in row.items() if k != "grid"} for row in rows]
+    return numbers(islice(watch(**cell), 2))

@@ -25,14 +25,14 @@ article's case, on both data; hinge and one; then the crosses.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from lipbook.lab.gan import Loss, Penalty, Rules
-from studies._pictures import N_JUDGED, TINY, networks, normalize, watched
+from studies._pictures import N_JUDGED, TINY, networks, normalize, numbers, watched
 
 DATA = ("mnist", "faces 32")
 METHODS = ("SN", "two-sided", "one-sided", "R1")
@@ -197,7 +197,7 @@ def watch(
 
 def measure(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of one cell, without the images."""
-    return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
+    return numbers(watch(**cell))
 
 
 def runs_of(table: pd.DataFrame, block: Mapping[str, Any], method: str) -> pd.DataFrame:
@@ -256,5 +256,4 @@ def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 def beginning(**cell: Any) -> list[dict[str, Any]]:
     """Return the row of the first stop of a cell."""
-    row = next(watch(**cell))
-    return [{k: v for k, v in row.items() if k != "grid"}]
+    return numbers(islice(watch(**cell), 1))

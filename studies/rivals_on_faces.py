@@ -31,7 +31,7 @@ from typing import Any
 import pandas as pd
 
 from lipbook.lab.gan import Loss, Rules
-from studies._pictures import N_JUDGED, TINY, networks, normalize, watched
+from studies._pictures import N_JUDGED, TINY, networks, normalize, numbers, watched
 from studies.rivals import (
     METHODS,
     SETTING,
@@ -167,7 +167,7 @@ def watch(
 
 def measure(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of one cell, without the images."""
-    return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
+    return numbers(watch(**cell))
 
 
 def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:

@@ -20,15 +20,13 @@ Cost, from ten cycles on one core: 0.3 to 0.45 s a cycle. With BatchNorm, 16 run
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from lipbook.lab.gan import Rules
-from studies._pictures import N_JUDGED, TINY, networks, normalize, project, watched
-from studies.panels import CRITIC_STEPS, KIND, LATENT_DIM, LR, MAIN, TUNED
+from studies._pictures import N_JUDGED, TINY, numbers
+from studies.panels import LR, MAIN, TUNED, best, followed
 
 WIDTH, BATCH_SIZE = 8, 32
 STEPS = {"tuning": 300, "best": 1500, "equal": 1500}
@@ -73,8 +71,14 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
             "seed": seed,
         }
 
+    def chosen_lr(variant: tuple[str, str]) -> float | None:
+        if found is None or "log distance" not in found:
+            return None
+        planned = 1 if tiny else len(STEP_SIZES) * len(TUNING_SEEDS)
+        return best(found, variant, planned, TINY if tiny else STEPS["tuning"])
+
     def runs(variants: Sequence[tuple[str, str]], seeds: tuple[int, ...]) -> list[Cell]:
-        chosen = {variant: best(found, variant, tiny=tiny) for variant in variants}
+        chosen = {variant: chosen_lr(variant) for variant in variants}
         at_best = [
             cell("best", variant, lr, seed)
             for seed in seeds[few]
@@ -100,54 +104,29 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
     return plan + runs(normed, MORE_SEEDS) + runs(plain, MORE_SEEDS)
 
 
-def best(
-    table: pd.DataFrame | None, variant: tuple[str, str], *, tiny: bool = False
-) -> float | None:
-    """Return the step size with the least mean logarithm of the last distance in "tuning".
-
-    None as long as one of its runs has not ended. A run that broke down counts as far off.
-    """
-    if table is None or "log distance" not in table:
-        return None
-    division, norm = variant
-    own = table[
-        (table["part"] == "tuning") & (table["division"] == division) & (table["norm"] == norm)
-    ]
-    ends = own.sort_values("step").groupby(["lr", "seed"]).tail(1)
-    if len(ends) < (1 if tiny else len(STEP_SIZES) * len(TUNING_SEEDS)):
-        return None
-    off = np.where(ends["step"] == ends["steps"], ends["log distance"], np.inf)
-    return float(ends.assign(off=off).groupby("lr")["off"].mean().idxmin())  # type: ignore[arg-type]
-
-
 def watch(
     part: str, division: str, norm: str, lr: float, steps: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Train one variant, and yield what the yardstick says along the way, with its images."""
-    nets = networks(KIND, WIDTH, LATENT_DIM, seed, batch_norm=norm != "none")
-    where, how = division.split(", ")
-    if where == "inside":
-        normalize(nets[1], how)
-    seen = watched(
-        KIND,
-        nets,
-        Rules(critic_steps=CRITIC_STEPS, critic_lr=lr, generator_lr=lr, batch_size=BATCH_SIZE),
-        latent_dim=LATENT_DIM,
+    rows = followed(
+        division,
+        norm,
+        WIDTH,
+        lr,
+        seed,
         stops=[stop for stop in STOPS if stop < steps] + [steps],
-        seed=seed,
-        after_step=project(how) if where == "after" else None,
+        batch_size=BATCH_SIZE,
         n_judged=N_JUDGED if steps > TINY else 100,
     )
-    for row in seen:
-        distance = row.pop("distance")
+    for row in rows:
         if part == "tuning" or row["step"] not in SHOWN:
             row.pop("grid")
-        yield {"step": row.pop("step"), "log distance": float(np.log(distance)), **row}
+        yield row
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of one cell, without the images."""
-    return [{k: v for k, v in row.items() if k != "grid"} for row in watch(**cell)]
+    return numbers(watch(**cell))
 
 
 def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -158,5 +137,4 @@ def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 def beginning(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows of the first 30 steps of a cell."""
-    rows = [row for row, _ in zip(watch(**cell), range(2), strict=False)]
-    return [{k: v for k, v in row.items() if k != "grid"} for row in rows]
+    return numbers(islice(watch(**cell), 2))

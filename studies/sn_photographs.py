@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 from torch import nn
 
+import studies
 from studies import sn_generation, sn_images
 
 TASK = "patches"
@@ -81,6 +83,8 @@ def measure(
     critic_lr: float,
     generator_lr: float,
     seed: int,
+    *,
+    steps: int = sn_images.STEPS,
 ) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
     if critic_lr != generator_lr:
@@ -88,9 +92,19 @@ def measure(
             f"critic_lr and generator_lr must be equal here, got {critic_lr} and {generator_lr}"
         )
     rows = sn_images.watched(
-        *_built(method), lr=critic_lr, seed=seed, snapshots=SNAPSHOTS, strength=strength
+        *_built(method),
+        lr=critic_lr,
+        seed=seed,
+        snapshots=SNAPSHOTS,
+        strength=strength,
+        steps=steps,
     )
     return [{**row, "log distance": math.log(row["distance"])} for row in rows]
+
+
+def beginning(**cell: Any) -> list[dict[str, float]]:
+    """Return the rows of a cell's first steps."""
+    return measure(**cell, steps=studies.BEGINNING)
 
 
 def train(method: str, setting: Setting, seed: int, *, steps: int) -> nn.Module:

@@ -40,4 +40,4 @@ def cells() -> list[dict[str, int | float | str]]:
     return [{"task": TASK, **dict(zip(names, run, strict=True)), "seed": s} for s, run in plan]
 
 
-measure = sn_photographs.measure
+measure, beginning = sn_photographs.measure, sn_photographs.beginning

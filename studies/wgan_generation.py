@@ -6,6 +6,8 @@ on seeds of their own. What counts is the exact W₁ to held-out samples along t
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,9 @@ SLOW = {"none": (0.0, 1e-4), "one-sided": (10.0, 1e-4)}
 EQUAL = {"two-sided": (10.0, 1e-3)}
 TUNING_SEEDS, TEST_SEEDS = (100, 101), tuple(range(10))
 
-TOLERANCE = {"distance": 0.6, "modes": 1.0}
+#: In the first 50 steps, two makes of processor parted by up to .04 and one mode of eight, in all
+#: 150 cells. Of 32 whole trainings, three parted by more than .5, one by 2.
+TOLERANCE = {"distance": 0.2, "modes": 0.25}
 
 
 def cells() -> list[dict[str, int | float | str]]:
@@ -78,7 +82,9 @@ def best(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     return dict(zip(top["method"], settings, strict=True))
 
 
-def measure(method: str, strength: float, generator_lr: float, seed: int) -> list[dict[str, float]]:
+def measure(
+    method: str, strength: float, generator_lr: float, seed: int, *, steps: int = STEPS
+) -> list[dict[str, float]]:
     """Train one generator, and look at it along the way."""
     generator_net, critic = networks(seed)
     for_reals, for_latents = studies.held_out(seed)
@@ -97,7 +103,7 @@ def measure(method: str, strength: float, generator_lr: float, seed: int) -> lis
         real_samples,
         latent_dim=LATENT_DIM,
         constraint=constraint(method, strength),
-        steps=STEPS,
+        steps=steps,
         batch_size=128,
         critic_lr=CRITIC_LR,
         generator_lr=generator_lr,
@@ -105,6 +111,11 @@ def measure(method: str, strength: float, generator_lr: float, seed: int) -> lis
         on_step=look,
     ).set_index("step")["estimate"]
     return [{**row, "estimate": float(estimates[int(row["step"])])} for row in seen]
+
+
+def beginning(**cell: Any) -> list[dict[str, float]]:
+    """Return the rows of a cell's first steps."""
+    return measure(**cell, steps=studies.BEGINNING)
 
 
 def constraint(method: str, strength: float) -> Constraint:

@@ -265,7 +265,7 @@ def deviations(name: str, cell: dict[str, Any], table: pd.DataFrame) -> pd.Serie
     experiment = module(name)
     again = _rows(experiment, cell).reset_index(drop=True)
     stored = studies.rows(table, cell).reset_index(drop=True)
-    if hasattr(experiment, "beginning"):  # the rest takes a GPU
+    if hasattr(experiment, "beginning"):  # the rest takes a GPU, or is what rounding makes of it
         stored = stored.iloc[: len(again)]
     same_steps = "step" not in again or again["step"].tolist() == stored["step"].tolist()
     if len(again) != len(stored) or list(again) != list(stored) or not same_steps:

