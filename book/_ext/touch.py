@@ -88,7 +88,7 @@ class Ellipse:
 class Iteration:
     """Power iteration on a 2×2 matrix, from a start that is dragged."""
 
-    label = "The iterates on the unit circle, and the estimate after each step beside the norm"
+    label = "The iterates on the unit circle, and the estimate after each one beside the norm"
     numbers = {"estimate": f"‖{_W}<em>u</em>‖", "sigma1": "σ₁", "sigma2": "σ₂"}  # noqa: RUF012
     settings = tuple(
         dict(zip((*_ENTRIES, "angle", "steps"), numbers, strict=True))
@@ -139,18 +139,18 @@ class Iteration:
             '<text x="24" y="50">σ₁</text>'
             f'<text data-shape="floor-name" x="282" y="{second - 8:.4g}">σ₂</text>'
             f'<path class="trail" data-shape="history" d="{_dots(history, 5)}"/>'
-            '<text class="axis-name" x="163" y="312">steps</text>'
+            '<text class="axis-name" x="163" y="312">iterations</text>'
         )
 
     @staticmethod
     def inputs(setting: Setting) -> str:
-        """Return the fields of the matrix, the start and the number of steps."""
+        """Return the fields of the matrix, the start and the number of iterations."""
         trap = {"a": 2, "b": -1, "c": -1, "d": 2, "angle": 45, "steps": 12}
         return (
             _matrix_fields(setting)
             + _slider("angle", "Start, degrees", -180, 180, 1, setting)
-            + _slider("steps", "Steps", 0, 12, 1, setting)
-            + '<p><button type="button" data-add="steps">One step</button>'
+            + _slider("steps", "Iterations", 0, 12, 1, setting)
+            + '<p><button type="button" data-add="steps">One more</button>'
             f" {_button('Start from all ones', {'angle': 45})} {_button('The trap', trap)}"
             f" {_button('Reset', setting)}</p>"
         )

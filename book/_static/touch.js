@@ -71,13 +71,13 @@
     const share = abs(start[0] * cos(v) + start[1] * sin(v));
     const high = (length) => 290 - 230 * (s1 ? length / s1 : 0);
     const trapped = share < 1e-9 && s2 < (1 - 1e-9) * s1;
-    let says = `After ${steps} of 12 steps the estimate is ${fixed(estimate, 4)}, ${fixed((100 * estimate) / s1, 2)} % of σ₁. `;
+    let says = `After ${steps} of 12 iterations the estimate is ${fixed(estimate, 4)}, ${fixed((100 * estimate) / s1, 2)} % of σ₁. `;
     if (trapped) {
       says +=
         "A trap: the start is orthogonal to v₁, so it never turns there, and the estimate looks as if it had converged. " +
         (abs(angle) === 45 || abs(angle) === 135 ? "Move it by one degree." : "Move it a little.");
     } else if (s1 > 0) {
-      says += `A step multiplies the error by (σ₂/σ₁)⁴ = ${fixed((s2 / s1) ** 4)} in the long run.`;
+      says += `An iteration multiplies the error by (σ₂/σ₁)⁴ = ${fixed((s2 / s1) ** 4)} in the long run.`;
     } else says = "W is zero: there is nothing to find.";
     return {
       found: trapped,
