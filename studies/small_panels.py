@@ -71,14 +71,8 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
             "seed": seed,
         }
 
-    def chosen_lr(variant: tuple[str, str]) -> float | None:
-        if found is None or "log distance" not in found:
-            return None
-        planned = 1 if tiny else len(STEP_SIZES) * len(TUNING_SEEDS)
-        return best(found, variant, planned, TINY if tiny else STEPS["tuning"])
-
     def runs(variants: Sequence[tuple[str, str]], seeds: tuple[int, ...]) -> list[Cell]:
-        chosen = {variant: chosen_lr(variant) for variant in variants}
+        chosen = {variant: chosen_lr(found, variant, tiny=tiny) for variant in variants}
         at_best = [
             cell("best", variant, lr, seed)
             for seed in seeds[few]
@@ -102,6 +96,14 @@ def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell
     normed, plain = list(MAIN)[few], [variant for variant in TUNED if variant not in MAIN][few]
     plan = tuning(normed) + runs(normed, SEEDS) + tuning(plain) + runs(plain, SEEDS)
     return plan + runs(normed, MORE_SEEDS) + runs(plain, MORE_SEEDS)
+
+
+def chosen_lr(found: pd.DataFrame | None, variant: tuple[str, str], *, tiny: bool) -> float | None:
+    """Return the best step size of "tuning", or None while a run of it has not ended."""
+    if found is None or "log distance" not in found:
+        return None
+    runs = 1 if tiny else len(STEP_SIZES) * len(TUNING_SEEDS)
+    return best(found, variant, runs, TINY if tiny else STEPS["tuning"])
 
 
 def watch(
