@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ACTIVATIONS = (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
     *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
@@ -227,8 +228,24 @@ def try_out(module: nn.Module, shape: Sequence[int]) -> None:
     ValueError: module does not take inputs of shape (4,): mat1 and mat2 shapes cannot be ...
     """
     like = next(chain(module.parameters(), module.buffers()), torch.empty(0))
+    inputs = torch.zeros(3, *shape, dtype=like.dtype, device=like.device)
+    refused = f"module does not take inputs of shape {(*shape,)}"
+    with told_why(refused), evaluation_mode(module), torch.no_grad():
+        module(inputs)
+
+
+@contextmanager
+def told_why(refused: str) -> Iterator[None]:
+    """Say what was refused in front of what a module says of an input that it does not take.
+
+    Examples
+    --------
+    >>> with told_why("no such input"):
+    ...     nn.Linear(2, 3)(torch.zeros(4))
+    Traceback (most recent call last):
+    ValueError: no such input: ...
+    """
     try:
-        with evaluation_mode(module), torch.no_grad():
-            module(torch.zeros(3, *shape, dtype=like.dtype, device=like.device))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"module does not take inputs of shape {(*shape,)}: {error}") from error
+        yield
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{refused}: {error}") from error

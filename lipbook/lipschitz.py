@@ -31,6 +31,7 @@ from lipbook._layers import (
     is_plain,
     layers,
     mixes_rows,
+    told_why,
     whole_shape,
 )
 from lipbook._rules import layer_norm, times
@@ -338,12 +339,11 @@ def layer_matrix(layer: Function, input_shape: Sequence[int]) -> Tensor:
     probes = torch.randn(3, len(unit_vectors), generator=torch.Generator().manual_seed(0))
     probes = probes.to(unit_vectors) * unit_vectors.new_tensor([[1.0], [1e2], [1e4]])
     probes = torch.cat([torch.zeros_like(probes[:1]), probes])
-    try:  # two batches, lest statistics of the batch pass for constants
+    # Two batches, lest statistics of the batch pass for constants.
+    with told_why(f"input_shape {(*input_shape,)} does not suit {layer}"):
         probed, images = (
             _outputs(f, x.reshape(-1, *input_shape)).flatten(1) for x in (probes, unit_vectors)
         )
-    except (AssertionError, IndexError, RuntimeError) as error:
-        raise ValueError(f"input_shape {(*input_shape,)} does not suit {layer}: {error}") from error
     matrix, offset = (images - probed[0]).T, probed[0]
     deviation = (probed - offset - probes @ matrix.T).abs()
     if not bool((deviation <= 1e-9 * (probes.abs() @ matrix.abs().T + offset.abs())).all()):
@@ -515,10 +515,8 @@ def layer_product_bound(
         if given is None and mixes_rows(layer):
             raise ValueError(f"layer {name!r} ({layer}) takes its statistics from the batch")
         shape = tuple(x.shape[1:])
-        try:
+        with told_why(f"layer {name!r} does not take inputs of shape {shape}"):
             x = _outputs(_in_float64(layer)[0], x).detach()
-        except (AssertionError, IndexError, RuntimeError) as error:
-            raise ValueError(f"layer {name!r} does not take inputs {shape}: {error}") from error
         constant = (
             _layer_constant(name, layer, shape)
             if given is None

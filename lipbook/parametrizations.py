@@ -21,9 +21,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lipbook import _blas
 from lipbook._checks import check_count
+from lipbook._layers import CONVOLUTIONS, told_why
 from lipbook.power_iteration import random_start
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _HALF = (torch.float16, torch.bfloat16)
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -533,12 +532,10 @@ class ConvNormalization(_PowerIterated):
         for side in size:
             check_count(side, "input_size")
         convolve = partial(module._conv_forward, bias=None)
-        try:
-            with torch.inference_mode(False):
-                v = weight.new_empty(1, module.in_channels, *size)
-                u = torch.empty_like(convolve(torch.zeros_like(v), weight.detach()))
-        except RuntimeError as error:
-            raise ValueError(f"input_size {input_size} does not suit {module}: {error}") from error
+        refused = f"input_size {input_size} does not suit {module}"
+        with told_why(refused), torch.inference_mode(False):
+            v = weight.new_empty(1, module.in_channels, *size)
+            u = torch.empty_like(convolve(torch.zeros_like(v), weight.detach()))
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
         self.input_size = size

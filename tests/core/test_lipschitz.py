@@ -530,7 +530,7 @@ def test_product_refuses_constants_that_are_none(value):
 def test_product_refuses_batch_statistics_and_wrong_shapes():
     with pytest.raises(ValueError, match="takes its statistics from the batch"):
         layer_product_bound(nn.BatchNorm1d(3, track_running_stats=False), (3,))
-    with pytest.raises(ValueError, match=r"layer '1' does not take inputs \(4,\)"):
+    with pytest.raises(ValueError, match=r"layer '1' does not take inputs of shape \(4,\)"):
         layer_product_bound(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), (3,))
 
 
