@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from lipbook._layers import evaluation_mode
+from lipbook._layers import evaluation_mode, try_out, whole_shape
 
 
 class Weight(NamedTuple):
@@ -139,6 +139,59 @@ def used_matrices(module: nn.Module, name: str = "module") -> list[Weight]:
     if odd := [weight.name for weight in matrices if weight.value().is_complex()]:
         raise TypeError(f"{name} must have real weights, {odd[0]} is complex: its squares are, too")
     return matrices
+
+
+def image_shapes(
+    module: nn.Module, input_shape: Sequence[int], layers: Iterable[nn.Module]
+) -> dict[nn.Module, tuple[int, ...]]:
+    """Return what images the convolutions see when the module is given one input: their shape.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Runs once, in evaluation mode.
+    input_shape : sequence of int
+        Of one input, without the batch.
+    layers : iterable of nn.Module
+        The convolutions to look at; one that sees no images has no shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the module does not take such an input, or one layer sees images of several shapes, or
+        is given them by name, past the hooks.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 1, 3))
+    >>> list(image_shapes(net, (3, 8, 8), [net[1]]).values())
+    [(3, 4, 4)]
+    >>> image_shapes(net, (3, 4, 4), [net[1]])
+    Traceback (most recent call last):
+    ValueError: module does not take inputs of shape (3, 4, 4): ...
+    """
+    seen: dict[nn.Module, dict[Any, None]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        shape = tuple(inputs[0].shape[1:]) if inputs else None
+        seen.setdefault(layer, {})[shape] = None
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        try_out(module, whole_shape(input_shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, shapes in seen.items():
+        if None in shapes:
+            raise ValueError(f"{layer} must be given its images by position, not by name")
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the norm of {layer} depends on the size of its images, which are of shape "
+                f"{' and of shape '.join(map(str, shapes))}; leave input_shape out, or take each "
+                "layer by itself, this one with the largest size"
+            )
+    return {layer: next(iter(shapes)) for layer, shapes in seen.items()}
 
 
 def constant(tensor: Tensor) -> Tensor:

@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
-from lipbook._layers import evaluation_mode, try_out, whole_shape
-from lipbook._weights import Weight, refuse_hooks, uninitialized, used_matrices, used_weights
+from lipbook._layers import CONVOLUTIONS, TRANSPOSED, evaluation_mode
+from lipbook._weights import (
+    Weight,
+    image_shapes,
+    refuse_hooks,
+    uninitialized,
+    used_matrices,
+    used_weights,
+)
 from lipbook.convolution import Padding, conv_spectral_norm
 from lipbook.parametrizations import (
-    CONVOLUTIONS,
     BatchNormNormalization,
     Chain,
     ConvNormalization,
@@ -36,7 +42,6 @@ from lipbook.power_iteration import article_keras_spectral_norm, spectral_norm
 from lipbook.wgan import Constraint
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def spectral_normalize(
@@ -154,7 +159,7 @@ def spectral_normalize(
     elif weight.ndim == 1:
         normalization = VectorNormalization(options)
     elif norm == "matrix" or isinstance(module, nn.Linear):
-        dim = int(isinstance(module, _TRANSPOSED)) if dim is None else dim
+        dim = int(isinstance(module, TRANSPOSED)) if dim is None else dim
         if not -weight.ndim <= dim < weight.ndim:
             raise ValueError(f"dim must be an axis of shape {tuple(weight.shape)}, got {dim}")
         normalization = MatrixNormalization(weight, dim, n_power_iterations, options)
@@ -257,12 +262,13 @@ def spectral_normalize_network(
     ValueError: network must have a weight to normalize, ReLU() has none
     """
     layers = _to_normalize(network, set(skip), batch_norms)
-    shapes = _input_shapes(network, input_shape) if input_shape is not None else {}
+    convolutions = [layer for layer in layers if isinstance(layer, CONVOLUTIONS)]
+    shapes = {} if input_shape is None else image_shapes(network, input_shape, convolutions)
     done: list[nn.Module] = []
     try:
         for layer in layers:
-            shape = shapes.get(layer) if isinstance(layer, CONVOLUTIONS) else None
-            if isinstance(layer, CONVOLUTIONS) and shapes and shape is None:
+            shape = shapes.get(layer)
+            if input_shape is not None and layer in convolutions and shape is None:
                 raise ValueError(f"{layer} is given no images in evaluation mode; name it in skip")
             spectral_normalize(
                 layer,
@@ -450,7 +456,8 @@ def project_spectral_(
     ValueError: variant must be 'exact' or 'article', got 'keras'
     """
     _check_projection(variant, n_iterations, coefficient)
-    shapes = _input_shapes(module, input_shape) if input_shape is not None else {}
+    convolutions = [layer for layer in module.modules() if isinstance(layer, CONVOLUTIONS)]
+    shapes = {} if input_shape is None else image_shapes(module, input_shape, convolutions)
     with torch.no_grad():
         for weight in _constrained(module):
             value, layer = weight.value(), weight.layer
@@ -622,35 +629,5 @@ def _exact_norm(layer: nn.Module, weight: Tensor, input_shape: tuple[int, ...] |
             groups=layer.groups,
             padding_mode=layer.padding_mode,
         )
-    rows = 1 if isinstance(layer, _TRANSPOSED) else 0
+    rows = 1 if isinstance(layer, TRANSPOSED) else 0
     return spectral_norm(weight.movedim(rows, 0).flatten(1))
-
-
-def _input_shapes(module: nn.Module, shape: Sequence[int]) -> dict[nn.Module, tuple[int, ...]]:
-    """Shape of what each layer is given when the module is given one input of `shape`."""
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(layer, CONVOLUTIONS) and not inputs:
-            raise ValueError(f"{layer} must be given its images by position, not by name")
-        if inputs and isinstance(inputs[0], Tensor):  # a parametrization is called without
-            if isinstance(layer, CONVOLUTIONS) and _resized(shapes.get(layer), inputs[0]):
-                raise ValueError(
-                    f"the norm of {layer} depends on the size of its images, which are of shape "
-                    f"{shapes[layer]} and of shape {(*inputs[0].shape[1:],)}; leave input_shape "
-                    "out, or give spectral_normalize each layer, this one with the largest size"
-                )
-            shapes[layer] = tuple(inputs[0].shape[1:])
-
-    hooks = [layer.register_forward_pre_hook(note) for layer in module.modules()]
-    try:
-        try_out(module, whole_shape(shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return shapes
-
-
-def _resized(known: tuple[int, ...] | None, images: Tensor) -> bool:
-    """Whether a layer has seen images of another shape."""
-    return known is not None and known != images.shape[1:]

@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbook._checks import check_count, check_labelled, wrong_type
-from lipbook._layers import evaluation_mode, normal_state, whole_shape
-from lipbook._weights import Weight, constant, used_matrices
+from lipbook._layers import CONVOLUTIONS, TRANSPOSED, normal_state
+from lipbook._weights import Weight, constant, image_shapes, used_matrices
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NO_GRADIENT = "model must be differentiable, and its output depend on the inputs"
 _FIRST_ITERATIONS = 15  # as torch.nn.utils.parametrizations.spectral_norm
 
@@ -163,7 +161,14 @@ class SpectralPenalty(nn.Module):
         self.n_power_iterations = check_count(n_power_iterations, "n_power_iterations")
         weights = used_matrices(model, "model")
         self.names = [weight.name for weight in weights]
-        self.images = {} if input_shape is None else _image_shapes(model, input_shape)
+        kernels: dict[nn.Module, str] = {
+            weight.layer: weight.name
+            for weight in weights
+            if weight.attribute == "weight"
+            and isinstance(weight.layer, (*CONVOLUTIONS, *TRANSPOSED))
+        }
+        shapes = {} if input_shape is None else image_shapes(model, input_shape, kernels)
+        self.images = {kernels[layer]: shape for layer, shape in shapes.items()}
         if not isinstance(generator, torch.Generator | None):
             raise wrong_type(generator, "generator", "a torch.Generator")
         generator = generator or torch.Generator().manual_seed(0)
@@ -209,7 +214,7 @@ class SpectralPenalty(nn.Module):
         if weight.name not in self.images:
             return F.linear(v, value.flatten(1))
         layer: Any = weight.layer
-        if isinstance(layer, _CONVOLUTIONS):
+        if isinstance(layer, CONVOLUTIONS):
             return cast(Tensor, layer._conv_forward(v, value, None))
         transposed = getattr(F, f"conv_transpose{v.ndim - 2}d")
         options = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
@@ -277,35 +282,3 @@ def input_gradient_penalty(
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _image_shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one input of each convolution, by the name of its weight."""
-    layers: dict[nn.Module, str] = {
-        layer: f"{prefix}.weight".lstrip(".")
-        for prefix, layer in model.named_modules()
-        if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED))
-    }
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not inputs:
-            raise ValueError(f"{layer} must be given its images by position, not by name")
-        size = tuple(inputs[0].shape[1:])
-        if shapes.get(layers[layer], size) != size:
-            raise ValueError(
-                f"the norm of {layer} depends on the size of its images, and it is given some of "
-                f"shape {shapes[layers[layer]]} and some of shape {size}; leave input_shape out"
-            )
-        shapes[layers[layer]] = size
-
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            model(next(model.parameters()).new_zeros(1, *whole_shape(input_shape)))
-    except (AssertionError, IndexError, RuntimeError) as error:
-        raise ValueError(f"model does not take inputs {tuple(input_shape)}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return shapes

@@ -372,6 +372,9 @@ def test_a_norm_that_depends_on_the_size_of_images_needs_to_know_it():
     assert not any(parametrize.is_parametrized(layer) for layer in unused.modules())
     spectral_normalize_network(unused, input_shape=(1, 8, 8), skip=["unused"])
     assert parametrize.is_parametrized(unused.shared)
+    net = nn.Sequential(halves, nn.Linear(1, 1))  # what is left alone may see any size
+    spectral_normalize_network(net, input_shape=(1, 8, 8), skip=["0"])
+    assert normalized(net) == [1]
 
 
 def test_layers_that_share_a_weight_go_on_sharing_it():
@@ -592,6 +595,10 @@ def test_a_number_is_no_shape(function):
         (lambda: project_spectral_(nn.Linear(2, 2), n_iterations=0), "n_iterations must be"),
         (lambda: project_spectral_(nn.Linear(2, 2), coefficient=0.0), "coefficient must be"),
         (lambda: project_spectral_(nn.Linear(2, 2), input_shape=(3,)), r"inputs of shape \(3,\)"),
+        (
+            lambda: project_spectral_(Pyramid(lambda x, f: f(x)[:, 3]), input_shape=(1, 8, 8)),
+            r"inputs of shape \(1, 8, 8\): index 3 is out of bounds",
+        ),
         (lambda: SpectralProjection("keras"), "variant must be"),
         (lambda: SpectralProjection(n_iterations=0), "n_iterations must be"),
         (lambda: SpectralProjection(coefficient=-1.0), "coefficient must be"),

@@ -340,7 +340,7 @@ def test_penalties_on_a_gpu():  # pragma: no cover
         ({"n_power_iterations": 0}, ValueError, "n_power_iterations must be at least 1, got 0"),
         ({"n_power_iterations": 1.0}, TypeError, "n_power_iterations must be an integer"),
         ({"generator": 0}, TypeError, "generator must be a torch.Generator, got int"),
-        ({"input_shape": (3, 8, 8)}, ValueError, r"does not take inputs \(3, 8, 8\)"),
+        ({"input_shape": (3, 8, 8)}, ValueError, r"does not take inputs of shape \(3, 8, 8\)"),
     ],
 )
 def test_spectral_penalty_refuses(options, error, message):
