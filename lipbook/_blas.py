@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,11 @@ _SHORT = 8192
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
-_ROUTINES: dict[str, tuple[Any, ...]] = {
-    "f": (blas.sgemv, blas.ssymv, blas.sdot, blas.saxpy, blas.snrm2),
-    "d": (blas.dgemv, blas.dsymv, blas.ddot, blas.daxpy, blas.dnrm2),
+_NAMES = ("axpy", "dot", "gemv", "ger", "nrm2", "scal", "symv", "syrk")
+#: By NumPy's characters of the two types.
+_ROUTINES: dict[str, Any] = {
+    "f": SimpleNamespace(**{n: getattr(blas, f"s{n}") for n in _NAMES}, syevr=lapack.ssyevr),
+    "d": SimpleNamespace(**{n: getattr(blas, f"d{n}") for n in _NAMES}, syevr=lapack.dsyevr),
 }
 
 
@@ -115,7 +118,8 @@ def power_steps(
     The matrix is given by rows, flat. NaN where there is no direction, as torch has it, and without
     NumPy's warning.
     """
-    gemv, _, _, _, nrm2 = _ROUTINES[weight.dtype.char]
+    routines = _ROUTINES[weight.dtype.char]
+    gemv, nrm2 = routines.gemv, routines.nrm2
     matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
     for _ in range(steps):
         u = gemv(1.0, matrix, v, eps, u, trans=1)
@@ -128,8 +132,7 @@ def power_steps(
 
 def _unit(x: Array, norm: float) -> Array:
     if 2.0**-100 < norm < math.inf:  # its inverse is in range
-        scal = blas.sscal if x.dtype.char == "f" else blas.dscal
-        scaled: Array = scal(1 / norm, x)
+        scaled: Array = _ROUTINES[x.dtype.char].scal(1 / norm, x)
         return scaled
     return x / norm if 0 < norm < math.inf else np.full_like(x, math.nan)
 
@@ -139,7 +142,7 @@ def dot(x: Tensor, y: Tensor) -> float:
     if not can_read(x, y.dtype):
         return torch.dot(x.reshape(-1), y.reshape(-1)).item()
     array = memory(x)
-    product: float = _ROUTINES[array.dtype.char][2](array, memory(y))
+    product: float = _ROUTINES[array.dtype.char].dot(array, memory(y))
     return product
 
 
@@ -161,18 +164,18 @@ def quotient_gradient(
     grad: Array, weight: Array, factor: float, slope: float, u: Array, v: Array
 ) -> Array:
     """Return ``factor G − slope ⟨G, W⟩ u vᵀ`` by rows; of W the rows are given flat."""
-    is_single = grad.dtype.char == "f"
-    dot, ger = (blas.sdot, blas.sger) if is_single else (blas.ddot, blas.dger)
+    routines = _ROUTINES[grad.dtype.char]
     gradient: Array = np.multiply(grad, factor, order="C")
-    overlap = dot(gradient.ravel(), weight)
-    ger(-slope / factor * overlap if factor else 0.0, v, u, a=gradient.T, overwrite_a=1)
+    overlap = routines.dot(gradient.ravel(), weight)
+    scale = -slope / factor * overlap if factor else 0.0
+    routines.ger(scale, v, u, a=gradient.T, overwrite_a=1)
     return gradient
 
 
 def gram(tall: Array) -> Array:
     """Return ``WᵀW``, of which the upper triangle counts."""
     by_rows = tall.flags.c_contiguous  # and BLAS reads by columns
-    syrk: Any = blas.ssyrk if tall.dtype == np.float32 else blas.dsyrk  # half of a gemm
+    syrk = _ROUTINES[tall.dtype.char].syrk  # half of a gemm
     product: Array = syrk(1.0, tall.T if by_rows else tall, trans=not by_rows)
     return product
 
@@ -190,7 +193,7 @@ def is_in_range(matrix: Array) -> bool:
 
 def stretched(tall: Array, right: Array) -> tuple[float, Array]:
     """Return the length of ``W v`` for the unit vector of v, and its direction, or 0."""
-    nrm2 = _ROUTINES[right.dtype.char][-1]
+    nrm2 = _ROUTINES[right.dtype.char].nrm2
     right /= nrm2(right)
     left = tall @ right
     length = nrm2(left)  # summed in a wider format: torch's sum would lose 1e-5 on a million
@@ -203,7 +206,7 @@ def top_eigenvector(symmetric: Array) -> Array:
     """Return the vector of the largest eigenvalue of a matrix, whose upper triangle counts."""
     n = len(symmetric)
     # LAPACK's xSYEVR can stop after the one eigenvector that is wanted; torch does not offer it.
-    syevr: Any = lapack.ssyevr if symmetric.dtype == np.float32 else lapack.dsyevr
+    syevr = _ROUTINES[symmetric.dtype.char].syevr
     _, vectors, found, _, info = syevr(symmetric, range="I", il=n, iu=n)
     # Where nearly all eigenvalues tie, as for an orthogonal weight, it may find none, and say 0.
     if info == 0 and found == 1:
@@ -231,7 +234,7 @@ def top_pair_of_tridiagonal(
 
 def gram_product(tall: Array) -> Callable[[Array], Array]:
     """Return ``x -> Wᵀ(W x)``, a new vector each time."""
-    gemv = _ROUTINES[tall.dtype.char][0]
+    gemv = _ROUTINES[tall.dtype.char].gemv
     if not (tall.flags.c_contiguous or tall.flags.f_contiguous):
         tall = np.ascontiguousarray(tall)
     matrix, trans = (tall.T, 1) if tall.flags.c_contiguous else (tall, 0)
@@ -240,7 +243,7 @@ def gram_product(tall: Array) -> Callable[[Array], Array]:
 
 def symmetric_product(symmetric: Array) -> Callable[[Array], Array]:
     """Return ``x -> G x``, a new vector each time; of G the upper triangle counts."""
-    symv = _ROUTINES[symmetric.dtype.char][1]
+    symv = _ROUTINES[symmetric.dtype.char].symv
     return lambda x: symv(1.0, symmetric, x)
 
 
@@ -251,15 +254,14 @@ class KrylovBasis:
     """
 
     def __init__(self, apply: Callable[[Array], Array], start: Array) -> None:
-        gemv, _, self.dot, self.axpy, self.nrm2 = _ROUTINES[start.dtype.char]
-        self.gemv, self.apply = gemv, apply
+        self.routines, self.apply = _ROUTINES[start.dtype.char], apply
         self.basis = np.empty((64, len(start)), start.dtype)
-        self.rest, self.residual = start, self.nrm2(start)
+        self.rest, self.residual = start, self.routines.nrm2(start)
         self.steps = 0
 
     def advance(self) -> tuple[float, float]:
         """Take the next vector in, and return what `top_of_krylov` asks for."""
-        k, axpy = self.steps, self.axpy
+        k, axpy, gemv = self.steps, self.routines.axpy, self.routines.gemv
         if k == len(self.basis):
             self.basis = np.concatenate([self.basis, np.empty_like(self.basis)])
         last = self.basis[k]
@@ -267,12 +269,12 @@ class KrylovBasis:
         image = self.apply(last)
         if k:
             image = axpy(self.basis[k - 1], image, a=-self.residual)
-        overlap = self.dot(last, image)
+        overlap = self.routines.dot(last, image)
         image = axpy(last, image, a=-overlap)
         known = self.basis[: k + 1].T
-        overlaps = self.gemv(1.0, known, image, trans=1)
-        self.rest = self.gemv(-1.0, known, overlaps, 1.0, image, overwrite_y=1)
-        self.residual = self.nrm2(self.rest)
+        overlaps = gemv(1.0, known, image, trans=1)
+        self.rest = gemv(-1.0, known, overlaps, 1.0, image, overwrite_y=1)
+        self.residual = self.routines.nrm2(self.rest)
         self.steps += 1
         return overlap, self.residual
 

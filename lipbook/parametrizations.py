@@ -304,8 +304,10 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (weight,) = (ctx.leaf,) if ctx.leaf is not None else ctx.saved_tensors
-        if ctx.leaf is not None and _version(weight) != ctx.version:
+        weight = ctx.leaf
+        if weight is None:
+            (weight,) = ctx.saved_tensors
+        elif _version(weight) != ctx.version:
             raise RuntimeError(_WRITTEN_TO)
         norm: Normalization = ctx.norm
         grad = _strided(grad)
