@@ -110,7 +110,7 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     """
     points = check_tensor(points, "points", min_ndim=1).detach()
     with torch.no_grad():
-        outputs = _outputs(f, points.clone())  # which f may change in place
+        outputs = _outputs(f, points)
     # pdist subtracts before it squares; cdist may not, and then loses half the digits.
     distances, images = F.pdist(_rows(points)), F.pdist(_rows(outputs))
     apart = distances > 0
@@ -288,7 +288,7 @@ def l2_attack(
         raise ValueError(f"inputs must lie inside the box {box}; clamp them, or widen it")
     perturbed = inputs
     for _ in range(steps):
-        perturbed = perturbed.clone().requires_grad_()
+        perturbed = perturbed.detach().requires_grad_()
         loss = F.cross_entropy(_outputs(model, perturbed), labels, reduction="sum")
         gradient = _rows(torch.autograd.grad(loss, perturbed)[0])
         # Largest entry first, lest the squares of a confident model's gradient underflow.
@@ -768,9 +768,9 @@ def _in_float64(f: Function) -> tuple[Function, Tensor]:
 
 
 def _outputs(f: Function, x: Tensor) -> Tensor:
-    """Send a batch through f, in evaluation mode, and check the answer."""
+    """Send a copy of a batch through f, which may change it in place, in evaluation mode."""
     with evaluation_mode(f):
-        y = f(x)
+        y = f(x.clone())
     if not isinstance(y, Tensor):
         raise TypeError(f"f must return a tensor, got {type(y).__name__}")
     if y.shape[:1] != x.shape[:1]:

@@ -271,7 +271,8 @@ def input_gradient_penalty(
     with torch.inference_mode(False), torch.enable_grad(), normal_state(modules):
         labels = constant(labels)
         x = inputs if inputs.requires_grad else constant(inputs).requires_grad_()
-        total = criterion(model(x), labels) * len(x)
+        # A clone, which the model may change in place.
+        total = criterion(model(x.clone()), labels) * len(x)
         if not total.requires_grad:
             raise ValueError(_NO_GRADIENT)
         (gradient,) = torch.autograd.grad(total, x, create_graph=True, allow_unused=True)

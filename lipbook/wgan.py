@@ -668,7 +668,7 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
 
 
 def _input_gradients(critic: Critic, points: Tensor) -> Tensor:
-    scores = critic(points)
+    scores = critic(points.clone())  # which the critic may change in place
     if not isinstance(scores, Tensor):
         raise wrong_type(scores, "critic's score", "a torch.Tensor")
     if scores.is_complex():

@@ -868,10 +868,38 @@ def test_pairs_must_match_and_differ():
         lower_bound_from_pairs(torch.square, torch.ones(4, 1))
 
 
-def test_pairs_are_as_far_apart_as_before_a_change_in_place():
-    points = torch.tensor([[0.0], [1.0]])
-    assert lower_bound_from_pairs(lambda x: x.div_(4) + 1, points) == 0.25
-    assert points.tolist() == [[0.0], [1.0]]
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda f, x, y: difference_quotients(f, x, y),
+        lambda f, x, y: torch.tensor(lower_bound_from_pairs(f, torch.cat([x, y]))),
+        lambda f, x, _: jacobian_norms(f, x),
+        lambda f, x, _: torch.autograd.grad(jacobian_norms(f, x.requires_grad_()).sum(), x)[0],
+        lambda f, x, _: maximize_jacobian_norm(f, x, steps=3).point,
+        lambda f, x, _: l2_attack(f, x, torch.tensor([0, 1]), 0.5),
+    ],
+)
+@pytest.mark.parametrize(
+    ("beginning", "plain"),
+    [
+        (nn.LeakyReLU(0.5, inplace=True), nn.LeakyReLU(0.5)),
+        (lambda x: x.mul_(3), lambda x: x * 3),
+    ],
+)
+def test_a_function_may_begin_in_place(function, beginning, plain):
+    torch.manual_seed(0)
+    rest = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    points = torch.randn(2, 2, 3)
+    expected = function(lambda x: rest(plain(x)), *points.clone())
+    given = points.clone()
+    torch.testing.assert_close(function(lambda x: rest(beginning(x)), *given), expected)
+    assert torch.equal(given, points)
+
+
+def test_an_affine_layer_may_begin_in_place():
+    assert torch.equal(layer_matrix(lambda x: x.mul_(3), (2,)), 3 * torch.eye(2).double())
+    with pytest.raises(ValueError, match="layer must be affine"):
+        layer_matrix(nn.ReLU(inplace=True), (2,))
 
 
 def test_functions_must_return_a_batch():

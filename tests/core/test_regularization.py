@@ -430,6 +430,19 @@ class Stub(nn.Module):
         return self.call(x)
 
 
+@pytest.mark.parametrize("of_caller", [torch.detach, lambda x: x.requires_grad_(), torch.square])
+@pytest.mark.parametrize("first", [nn.LeakyReLU(0.5, inplace=True), lambda x: x.mul_(3)])
+def test_a_model_may_begin_in_place(of_caller, first):
+    layer, labels = dense(3, 4), torch.tensor([0, 1])
+    start = gaussian(2, 4).requires_grad_(of_caller is torch.square)
+    inputs = of_caller(start)
+    before = inputs.detach().clone()
+    expected = input_gradient_penalty(lambda x: layer(first(x.clone())), before, labels)
+    found = input_gradient_penalty(lambda x: layer(first(x)), inputs, labels)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(inputs, before)
+
+
 def test_it_works_without_grad_mode_and_keeps_the_inputs_gradient():
     model, x, y = dense(2, 3), gaussian(4, 3).requires_grad_(), torch.tensor([0, 1, 0, 1])
     with torch.no_grad():

@@ -420,6 +420,27 @@ PENALTIES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("beginning", "plain"),
+    [
+        (nn.LeakyReLU(0.5, inplace=True), nn.LeakyReLU(0.5)),
+        (lambda x: x.mul_(3), lambda x: x * 3),
+    ],
+)
+@pytest.mark.parametrize("at_an_end", [False, True])
+def test_a_critic_may_begin_in_place(beginning, plain, at_an_end):
+    critic, samples = net(3, 8, 1), normal(2, 4, 3)
+    given = samples.clone()
+    for penalty in (
+        lambda f, real, fake: gradient_penalty(f, real, fake, epsilon=float(at_an_end)),
+        lambda f, real, _: r1_penalty(f, real.requires_grad_(at_an_end)),
+        lambda f, real, fake: R1Penalty().penalty(f, real, fake, None),
+    ):
+        expected = penalty(lambda x: critic(plain(x)), *samples)
+        torch.testing.assert_close(penalty(lambda x: critic(beginning(x)), *given), expected)
+        assert torch.equal(given, samples)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_callers_mode_changes_no_penalty(penalty, mode):
