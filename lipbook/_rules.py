@@ -417,8 +417,10 @@ def _celu(low: float, high: float, alpha: float) -> tuple[float, float]:  # noqa
 
 
 def _softplus(low: float, high: float, beta: float, threshold: float) -> tuple[float, float]:  # noqa: ARG001
-    if beta <= 0 or threshold < 15:
-        raise UncertifiedError("it jumps at its threshold")
+    # It jumps by log(1 + exp(-threshold)) / beta to its argument, threshold / beta; from 14 on that
+    # is less than float32 would round away there, and neglected.
+    if beta <= 0 or threshold < 14:
+        raise UncertifiedError(f"it jumps at its threshold, which must be 14 at least: {threshold}")
     return 1.0, 0.0
 
 

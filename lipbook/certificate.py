@@ -59,7 +59,8 @@ def lipschitz_certificate(
     What has no rule is refused by name.
 
     The value is rounded up by 1e-6, for rounding here. It is about the network in exact arithmetic:
-    what the network itself rounds, in float32 say, can make tiny steps look steeper.
+    what the network itself rounds, in float32 say, can make tiny steps look steeper, and the jump
+    of torch's softplus at its threshold is neglected where float32 would round it away.
 
     Parameters
     ----------

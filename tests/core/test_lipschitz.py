@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from lipbook.certificate import lipschitz_certificate
 from lipbook.lab.networks import digits_cnn, mlp
 from lipbook.lipschitz import (
     activation_constant,
@@ -371,6 +372,12 @@ def test_activation_constants_against_closed_forms():
         (nn.Softplus(beta=30), 1),
         (nn.ReLU(inplace=True), 1),
         (nn.Threshold(0.5, 0.0), math.inf),
+        (nn.Threshold(0.5, 0.4999), math.inf),  # from here on a step of less than the grid's
+        (nn.Hardshrink(1e-5), math.inf),
+        (nn.Softshrink(1e-5), 1),
+        (nn.Hardtanh(0.0, 1e-5), 1),
+        (nn.Hardtanh(2.0, 2.0 + 1e-9), 1),
+        (nn.Softplus(beta=0.01, threshold=5), math.inf),
         (nn.Identity(), 1),
     ],
 )
@@ -408,7 +415,24 @@ def test_product_of_the_absolute_value_is_twice_its_constant():
     assert bound.factors[-1].product == bound.value
 
 
-@pytest.mark.parametrize("module", [nn.Hardtanh(12_000, 13_000), nn.Softshrink(2e4)])
+@pytest.mark.parametrize("beta", [0.01, 1.0, 50.0])
+def test_the_jump_of_softplus_is_neglected_where_float32_has_none(beta):
+    for threshold, constant in ((12, math.inf), (13, math.inf), (14, 1), (20, 1)):
+        activation = nn.Softplus(beta, threshold)
+        assert activation_constant(activation) == constant
+        kink = torch.tensor(threshold / beta, dtype=torch.float64)
+        formula = torch.log1p(torch.exp(beta * kink)) / beta
+        assert (formula - kink > kink * torch.finfo(torch.float32).eps / 2) == (constant > 1)
+        if constant == 1:  # and the certificate says the same
+            assert lipschitz_certificate(activation, (2,)).value == pytest.approx(1, rel=1e-5)
+        else:
+            with pytest.raises(TypeError, match="jumps at its threshold"):
+                lipschitz_certificate(activation, (2,))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Hardtanh(12_000, 13_000), nn.Softshrink(2e4), nn.Softplus(beta=1e-4)]
+)
 def test_activations_that_bend_beyond_the_grid_are_refused(module):
     with pytest.raises(TypeError, match="must bend within ±10,000"):
         activation_constant(module)
