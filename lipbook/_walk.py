@@ -87,9 +87,10 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # to wrap the mode for torch.compile would import the compiler, for seconds
 
-    def __init__(self, radius: float) -> None:
+    def __init__(self, radius: float, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.radius = radius
+        self.least = min(dtype.itemsize, 4)  # bytes of a number that is not rounded much
         self.steps: list[Step] = []
         self.layers: list[str] = [""]
         self.paused = False
@@ -216,6 +217,12 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not tensor.is_floating_point() and not move.jumps:
                 kind = "is complex" if tensor.is_complex() else "jumps"
                 move = Move(math.inf, jumps=f"the result of {name!r} {kind}")
+            elif tensor.is_floating_point() and tensor.itemsize < self.least:
+                with self.refusing(name):
+                    raise UncertifiedError(
+                        f"it rounds to {tensor.dtype}, which makes small steps look far steeper; "
+                        "certify a copy without casts to less than float32, and without autocast"
+                    )
             self.put(tensor, self.near(tensor, move), write=write, over_constant=write)
         if name not in ("view", "t", "clone", "detach", "alias"):
             self.steps.append(Step(self.layers[-1], name, max(m.bound for m in found)))
@@ -303,7 +310,7 @@ def _walk_through(
     radius: float,
     constants: Mapping[str | type[nn.Module], float],
 ) -> tuple[Move, list[Step]]:
-    walk = Walk(radius)
+    walk = Walk(radius, dtype)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
     for name, part in network.named_modules():
         given = constants.get(name, constants.get(type(part)))
@@ -533,7 +540,7 @@ class _Sample:
         if rows is None or not _close(rows[:1], single, loose):
             raise UncertifiedError(
                 "module must map each row of a batch by itself, in the same way each time; "
-                "it mixes rows, or draws random numbers"
+                "it mixes rows, draws random numbers, or computes in less than float32"
             )
         self.images, self.loose = rows.double(), loose
 

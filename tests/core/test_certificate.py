@@ -403,6 +403,9 @@ def test_weights_that_a_hook_or_a_parametrization_computes():
     assert lipschitz_certificate(scripted, (4,)).value == pytest.approx(norm, rel=1e-5)
     half = copy.deepcopy(layer).bfloat16()
     assert lipschitz_certificate(half, (4,)).value == pytest.approx(norm, rel=1e-2)
+    rounded = nn.Sequential(layer, Function(lambda x: x.half().to(x)))
+    value = lipschitz_certificate(rounded, (4,), constants={"1": 1.0}).value
+    assert value == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -579,6 +582,14 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
         (Function(lambda x: x.topk(2, sorted=False).values), {}, TypeError, "may change places"),
         (Function(lambda x: x ** torch.arange(4)), {}, TypeError, "a tensor of several numbers"),
         (Function(lambda x: x.float().view(torch.bfloat16)), {}, TypeError, "reads the bytes"),
+        (Function(lambda x: x.half().to(x)), {}, TypeError, "rounds to torch.float16, .* a copy"),
+        (
+            Function(lambda x: torch.empty(x.shape, dtype=torch.bfloat16).copy_(x).to(x)),
+            {},
+            TypeError,
+            "'copy_' is not known: it rounds to torch.bfloat16",
+        ),
+        (nn.Softplus(threshold=13), {}, TypeError, "jumps at its threshold, .* at least: 13"),
         (nn.Bilinear(4, 4, 2), {}, ValueError, "does not take inputs"),
         (Function(lambda x, f: f(x, x), nn.Bilinear(4, 4, 2)), {}, TypeError, "'_trilinear'"),
         (nn.Linear(3, 2), {}, ValueError, r"does not take inputs of shape \(4,\)"),
