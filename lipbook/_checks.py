@@ -72,19 +72,24 @@ def check_tensor(
         return tensor  # which has no values
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return tensor  # a graph in the making has no values yet
-    # A NaN or an infinity shows in the sum, which is cheap, but may itself overflow; then in the
-    # extremes: one pass, and no mask as large as the tensor.
-    if (
-        finite
-        and not math.isfinite(tensor.detach().sum().item())
-        and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
-    ):
-        bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+    if finite and (found := _not_finite(untransformed(tensor))):
         raise ValueError(
-            f"{name} must be finite, got {tensor[bad].item()} at index {bad}; "
+            f"{name} must be finite, got {found}; "
             "torch.nan_to_num replaces such entries, but look for their cause first"
         )
     return tensor
+
+
+def _not_finite(tensor: Tensor) -> str:
+    """Say what is not finite, if anything is."""
+    # A NaN or an infinity shows in the sum, which is cheap, but may itself overflow; then in the
+    # extremes: one pass, and no mask as large as the tensor.
+    if math.isfinite(tensor.detach().sum().item()):
+        return ""
+    if bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+        return ""
+    bad = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+    return f"{tensor[bad].item()} at index {bad}"
 
 
 def is_dense(tensor: object) -> bool:
@@ -105,6 +110,20 @@ def not_dense(name: str) -> TypeError:
 def is_transformed(tensor: object) -> bool:
     """Whether a tensor is one that `torch.func` looks through, and autograd does not."""
     return isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def untransformed(tensor: Tensor) -> Tensor:
+    """Return the tensor that `torch.func` looks through, to read it: under `vmap` all of the batch.
+
+    Examples
+    --------
+    >>> double = torch.func.vmap(lambda x: x * len(untransformed(x)))
+    >>> double(torch.ones(2))
+    tensor([2., 2.])
+    """
+    while is_transformed(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def wrong_type(value: object, name: str, wanted: str) -> TypeError:

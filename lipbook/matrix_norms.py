@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipbook._checks import check_tensor, is_dense, not_dense
+from lipbook._checks import check_tensor, is_dense, is_transformed, not_dense, untransformed
 
 
 def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +69,10 @@ def _in_range(matrix: Tensor) -> bool:
         return False
     if matrix.ndim < 2 or matrix.numel() == 0:
         return False
-    if matrix.ndim == 2:  # spare the operations on a single number
+    if matrix.ndim == 2 and not is_transformed(matrix):  # spare the operations on a single number
         smallest = largest = max(matrix.amax().item(), -matrix.amin().item())
     else:
-        smallest, largest = (one.item() for one in _largest_entry(matrix).aminmax())
+        smallest, largest = (one.item() for one in untransformed(_largest_entry(matrix)).aminmax())
     return smallest >= 2.0**-16 and largest <= 2.0**16
 
 

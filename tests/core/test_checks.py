@@ -6,7 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbook import frobenius_norm, gradient_penalty, power_iteration, spectral_norm
+from lipbook import (
+    conv_matrix,
+    frobenius_norm,
+    gradient_penalty,
+    induced_norm,
+    jacobian_norms,
+    power_iteration,
+    spectral_norm,
+    spectral_norm_bounds,
+    stable_rank,
+)
 from lipbook._checks import check_count, check_positive, check_tensor
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -32,6 +42,30 @@ NUMPY = (np.float64, np.float32, np.float16, np.int64, np.int8)
 def test_a_good_tensor_comes_back_as_it_is(tensor: torch.Tensor, dtype: torch.dtype):
     tensor = tensor.to(dtype)
     assert check_tensor(tensor, "matrix", ndim=2) is tensor
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        frobenius_norm,
+        induced_norm,
+        stable_rank,
+        lambda x: power_iteration(x, init="ones").sigma,
+        lambda x: spectral_norm_bounds(x).upper,
+        torch.func.grad(lambda x: spectral_norm(x, method="svd")),
+        lambda x: conv_matrix(x[:, None], 4),
+        lambda x: jacobian_norms(torch.sin, x),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 2])
+def test_vmap_gives_what_each_sample_gives(function, axis):
+    scales = torch.tensor([1.0, 1e-12, 1e9])[:, None, None]  # beyond what needs no scaling
+    samples = scales * torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    found = torch.func.vmap(function, in_dims=axis)(samples.movedim(0, axis))
+    torch.testing.assert_close(found, torch.stack([function(x) for x in samples]))
+    samples[1, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match="must be finite, got nan at index"):
+        torch.func.vmap(function, in_dims=axis)(samples.movedim(0, axis))
 
 
 def test_largest_and_smallest_numbers_are_finite():
