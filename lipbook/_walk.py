@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lipbook._checks import check_positive
 from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
@@ -301,6 +303,25 @@ def follow(
         if not constants:
             sample.check(move.bound)
     return move.bound, steps
+
+
+def checked_constants(
+    parts: Iterable[tuple[str, nn.Module]], constants: Mapping[str | type[nn.Module], float]
+) -> dict[str | type[nn.Module], float]:
+    """Refuse constants that are none, or that belong to none of the named parts.
+
+    Examples
+    --------
+    >>> checked_constants([("0", nn.ReLU())], {nn.ReLU: 1})
+    {<class 'torch.nn.modules.activation.ReLU'>: 1.0}
+    >>> checked_constants([("0", nn.ReLU())], {"1": 1})
+    Traceback (most recent call last):
+    ValueError: constants names '1', which is no layer of the module
+    """
+    known = {key for name, part in parts for key in (name, type_before_parametrizations(part))}
+    if unknown := [key for key in constants if key not in known]:
+        raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the module")
+    return {key: check_positive(float(c), f"constants[{key!r}]") for key, c in constants.items()}
 
 
 def _walk_through(

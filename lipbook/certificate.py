@@ -15,7 +15,7 @@ from torch import nn
 from lipbook._checks import check_positive
 from lipbook._layers import frozen_copy, whole_shape
 from lipbook._rules import UncertifiedError
-from lipbook._walk import Step, follow
+from lipbook._walk import Step, checked_constants, follow
 
 __all__ = ["Certificate", "Step", "UncertifiedError", "lipschitz_certificate"]
 
@@ -112,7 +112,7 @@ def lipschitz_certificate(
     shape = whole_shape(input_shape)
     if math.isnan(radius) or radius != math.inf:
         radius = check_positive(float(radius), "radius")
-    given = _checked_constants(module, constants or {})
+    given = checked_constants(module.named_modules(), constants or {})
     if method not in ("eclipse", "lipsdp"):
         raise ValueError(f"method must be 'eclipse' or 'lipsdp', got {method!r}")
     value, steps = follow(module, shape, radius=radius, constants=given)
@@ -122,17 +122,3 @@ def lipschitz_certificate(
         value = min(value, lipsdp(frozen_copy(module)))
     value *= 1 + _MARGIN
     return Certificate(value, (*steps, Step("", "output", value)))
-
-
-def _checked_constants(
-    module: nn.Module, constants: Mapping[str | type[nn.Module], float]
-) -> dict[str | type[nn.Module], float]:
-    known = {key for name, part in module.named_modules() for key in (name, _class(part))}
-    if unknown := [key for key in constants if key not in known]:
-        raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the module")
-    return {key: check_positive(float(c), f"constants[{key!r}]") for key, c in constants.items()}
-
-
-def _class(part: nn.Module) -> type[nn.Module]:
-    """Return the class of a layer as it was before torch parametrized it."""
-    return type(part).__bases__[0] if nn.utils.parametrize.is_parametrized(part) else type(part)

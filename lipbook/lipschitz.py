@@ -35,7 +35,7 @@ from lipbook._layers import (
     whole_shape,
 )
 from lipbook._rules import layer_norm, times
-from lipbook._walk import follow
+from lipbook._walk import checked_constants, follow
 from lipbook.matrix_norms import induced_norm
 
 Function = Callable[[Tensor], Tensor]
@@ -514,11 +514,8 @@ def layer_product_bound(
     TypeError: the constant of layer '0' (GLU) is not known; pass ...
     """
     shape = whole_shape(input_shape)
-    constants = constants or {}
     chain_of_layers = list(layers(model))
-    known = {key for name, layer in chain_of_layers for key in (name, _class(layer))}
-    if unknown := [key for key in constants if key not in known]:
-        raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the model")
+    constants = checked_constants(chain_of_layers, constants or {})
     factors: list[Factor] = []
     total = 1.0
     x = torch.zeros(1, *shape, dtype=torch.float64, device=_in_float64(model)[1].device)
@@ -529,11 +526,7 @@ def layer_product_bound(
         shape = tuple(x.shape[1:])
         with told_why(f"layer {name!r} does not take inputs of shape {shape}"):
             x = _outputs(_in_float64(layer)[0], x).detach()
-        constant = (
-            _layer_constant(name, layer, shape)
-            if given is None
-            else check_positive(float(given), f"constants for layer {name!r}")
-        )
+        constant = _layer_constant(name, layer, shape) if given is None else given
         total = times(total, constant)
         factors.append(Factor(name, type(layer).__name__, constant, total))
     if not math.isfinite(total):
