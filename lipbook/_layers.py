@@ -22,6 +22,7 @@ ACTIVATIONS = (
     *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
     *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
 )
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -122,19 +123,14 @@ def layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
     if not is_plain(model, nn.Sequential):
         yield prefix, model
         return
-    for name, child in _children(model):
-        yield from layers(child, f"{prefix}.{name}" if prefix else name)
-
-
-def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All children, also those that occur twice (`named_children` leaves them out)."""
-    return ((name, child) for name, child in model._modules.items() if child is not None)
+    for name, child in model._modules.items():  # named_children leaves a second occurrence out
+        if child is not None:
+            yield from layers(child, f"{prefix}.{name}" if prefix else name)
 
 
 def mixes_rows(layer: nn.Module) -> bool:
     """Whether a BatchNorm layer has no statistics but those of the batch, in evaluation too."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return isinstance(layer, kinds) and layer.running_mean is None
+    return isinstance(layer, BATCH_NORM) and layer.running_mean is None
 
 
 def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
-from lipbook._layers import CONVOLUTIONS, TRANSPOSED, evaluation_mode
+from lipbook._layers import BATCH_NORM, CONVOLUTIONS, TRANSPOSED, evaluation_mode
 from lipbook._weights import (
     Weight,
     image_shapes,
@@ -40,8 +40,6 @@ from lipbook.parametrizations import (
 )
 from lipbook.power_iteration import article_keras_spectral_norm, spectral_norm
 from lipbook.wgan import Constraint
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def spectral_normalize(
@@ -154,7 +152,7 @@ def spectral_normalize(
         check_count(dim, "dim", least=-weight.ndim)
     options = _checked_options(coefficient, at_most, eps)
     normalization: Normalization
-    if isinstance(module, _BATCH_NORMS):
+    if isinstance(module, BATCH_NORM):
         normalization = BatchNormNormalization(module, weight, options)
     elif weight.ndim == 1:
         normalization = VectorNormalization(options)
@@ -307,7 +305,7 @@ def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) 
             raise uninitialized(network, layer)
         if weight is None:
             continue
-        if batch_norms if isinstance(layer, _BATCH_NORMS) else weight.ndim > 1:
+        if batch_norms if isinstance(layer, BATCH_NORM) else weight.ndim > 1:
             layers.append(layer)
     if not layers:
         raise ValueError(f"network must have a weight to normalize, {network} has none")
@@ -535,7 +533,7 @@ def _constrained(module: nn.Module) -> list[Weight]:
         weight
         for weight in used_weights(module)
         if weight.attribute == "weight"
-        and (weight.value().ndim > 1 or isinstance(weight.layer, _BATCH_NORMS))
+        and (weight.value().ndim > 1 or isinstance(weight.layer, BATCH_NORM))
     ]
 
 
@@ -607,17 +605,11 @@ class SpectralProjection(Constraint):
 
     def after_step(self, critic: nn.Module) -> None:
         """Divide every weight by its norm."""
-        project_spectral_(
-            critic,
-            variant=self.variant,
-            n_iterations=self.n_iterations,
-            input_shape=self.input_shape,
-            coefficient=self.coefficient,
-        )
+        project_spectral_(critic, **vars(self))
 
 
 def _exact_norm(layer: nn.Module, weight: Tensor, input_shape: tuple[int, ...] | None) -> Tensor:
-    if isinstance(layer, _BATCH_NORMS):
+    if isinstance(layer, BATCH_NORM):
         return (weight * inverse_std(layer, weight)).abs().amax()
     if isinstance(layer, CONVOLUTIONS) and input_shape is not None:
         return conv_spectral_norm(

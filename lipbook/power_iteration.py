@@ -38,7 +38,6 @@ _GRAM_LIMIT = 160  # shorter side up to which a Gram matrix beats Lanczos (bench
 _LANCZOS_LIMIT = 160  # steps after which "auto" gives a Gram matrix's price to end a slow run
 _FIRST_CHECK = 16  # steps before the first look, which suffice where there is a gap
 _LONG_SIDE = 4  # ratio of the sides from which on a Gram matrix repays if they do not
-_DTYPES = {"f": torch.float32, "d": torch.float64}  # by NumPy's characters
 _UNLUCKY = 0.05  # probability that a start may miss the top vector; see golub_kahan_lanczos
 
 
@@ -643,17 +642,17 @@ def _by_blas(matrix: Tensor, method: Method, rtol: float) -> _Top | None:
             gram = _blas.gram(tall)
             right = _blas.top_eigenvector(gram) if _blas.is_moderate(gram) else None
         else:
-            right = _by_krylov(tall, method, rtol) if _blas.is_in_range(tall) else None
+            start = random_start(tall.shape[1], like=matrix)
+            right = _by_krylov(tall, start, method, rtol) if _blas.is_in_range(tall) else None
         if right is None:
             return None
         sigma, left = _blas.stretched(tall, right)
     return _Top(torch.tensor(sigma, dtype=matrix.dtype), *map(torch.from_numpy, (left, right)))
 
 
-def _by_krylov(tall: _blas.Array, method: Method, rtol: float) -> _blas.Array:
+def _by_krylov(tall: _blas.Array, start: Tensor, method: Method, rtol: float) -> _blas.Array:
     """Top right singular vector by Lanczos, or in the end by the Gram matrix."""
     m, n = tall.shape
-    start = random_start(n, like=torch.empty(0, dtype=_DTYPES[tall.dtype.char]))
     steps = min(_LANCZOS_LIMIT, n) if method == "auto" else n
     long = method == "auto" and m >= _LONG_SIDE * n
     product = _blas.gram_product(tall)

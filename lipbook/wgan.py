@@ -30,12 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from lipbook._checks import check_positive, check_tensor, wrong_type
-from lipbook._layers import normal_state
+from lipbook._layers import BATCH_NORM, mixes_rows, normal_state
 from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
-
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 
 
 def wasserstein_estimate(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -749,7 +747,7 @@ def _refuse_batch_norm(critic: Critic) -> None:
     if not isinstance(critic, nn.Module):
         return
     for layer in critic.modules():
-        if isinstance(layer, _BATCH_NORMS) and (layer.training or layer.running_mean is None):
+        if mixes_rows(layer) or (isinstance(layer, BATCH_NORM) and layer.training):
             raise ValueError(
                 "critic must not hold a BatchNorm layer in training mode: it lets a score depend "
                 "on the whole batch, and the penalty is on the gradient of each sample's own "
