@@ -326,8 +326,12 @@ def _apart(criterion: Criterion, ours: Sequence[Any], theirs: Sequence[Any]) -> 
 
 
 def _seeds(claim: Claim, runs: Mapping[str, dict[str, Any]]) -> Seeds | None:
-    """Count the verdicts of a claim over the runs of its chapter; a run that broke off counts."""
-    words = [run.get("verdicts", {}).get(claim.id, "broke off") for run in runs.values()]
+    """Count the verdicts of a claim over the runs of its chapter; a run that broke off counts.
+
+    Not those from before the claim was tested.
+    """
+    told = (run.get("verdicts", {claim.id: "broke off"}) for run in runs.values())
+    words = [verdicts[claim.id] for verdicts in told if claim.id in verdicts]
     if not words or not claim.tested:
         return None
     held = words.count(claim.verdict)

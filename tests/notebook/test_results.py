@@ -188,6 +188,13 @@ def test_seeds_are_counted_with_wilsons_interval(collect):
     assert seeds.others == {"undecided": 1, "broke off": 1}
 
 
+def test_runs_from_before_a_claim_was_tested_say_nothing_of_it(collect):
+    before = {"verdicts": {"T2": "holds"}}
+    assert collect(seeds={"chapters": {"01_tiny": {"1": before}}}).claims[0].seeds is None
+    seeds = {"chapters": {"01_tiny": {"1": before, **runs("holds")["chapters"]["01_tiny"]}}}
+    assert collect(seeds=seeds).claims[0].seeds.of == 1
+
+
 def test_without_runs_nothing_is_said_about_seeds(collect):
     assert collect().claims[0].seeds is None
 
