@@ -30,15 +30,7 @@ import pandas as pd
 import torch
 
 from lipbook.lab.gan import Rules
-from studies._pictures import (
-    N_JUDGED,
-    TINY,
-    networks,
-    normalize,
-    numbers,
-    project,
-    watched,
-)
+from studies._pictures import N_JUDGED, TINY, networks, normalize, numbers, project, watched
 
 KIND, LATENT_DIM = "faces 64", 100
 LR, BATCH_SIZE, CRITIC_STEPS = 2e-4, 64, 5

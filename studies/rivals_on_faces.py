@@ -25,7 +25,7 @@ which no criterion names, comes last.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import pandas as pd
@@ -182,5 +182,4 @@ def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 def beginning(**cell: Any) -> list[dict[str, Any]]:
     """Return the rows up to a tenth of a cell."""
-    rows = watch(**cell)
-    return [next(rows), next(rows)]
+    return numbers(islice(watch(**cell), 2))

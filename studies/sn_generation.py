@@ -127,12 +127,13 @@ N_SEEDS = {
 def parting(rows: pd.DataFrame) -> NDArray[Any]:
     """Return how far the logarithms of distances may be off where sums are rounded otherwise.
 
-    On another machine, that is. Between two makes of processor, 290 beginnings of this study and
-    of those on patches parted by up to .16 in 25 steps and by up to .32 in 50; nine in ten by less
-    than .02 and .05. Whole trainings part by .4 and more. One method in the place of another, with
-    the same step sizes, is refused in four cases of ten (a test counts them).
+    On another machine, that is. Between two makes of processor, 334 beginnings of this study and
+    of those on patches parted by up to .16 in 25 steps and by up to .36 in 50; nine in ten by less
+    than .02 and .13. Whole trainings part by more. One method in the place of another, with the
+    same step sizes, is refused in more than half of the cases, and on patches in more than a third
+    (a test counts them).
     """
-    tolerance: NDArray[Any] = np.where(rows["step"] <= 25, 0.25, 0.6)
+    tolerance: NDArray[Any] = np.where(rows["step"] <= 25, 0.25, 0.4)
     return tolerance
 
 
