@@ -6,17 +6,23 @@ Colours are Okabe and Ito's palette, which readers with any common colour vision
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from lipbook.notebook.verdicts import interval
 
 #: Okabe and Ito's colours, in the order in which a plot's lines take them.
 PALETTE = {
@@ -204,3 +210,92 @@ def polygons(ax: Axes, regions: Sequence[ArrayLike], values: ArrayLike, *, label
     ax.add_collection(drawn)
     ax.figure.colorbar(drawn, ax=ax, label=label)
     ax.grid(visible=False)
+
+
+def training_curve(ax: Axes, runs: pd.DataFrame, *, middle: str = "mean", **line: Any) -> str:
+    """Draw a quantity of several trainings against their steps, both on logarithmic axes.
+
+    Parameters
+    ----------
+    ax : Axes
+    runs : DataFrame
+        One row a seed, one column a step; positive.
+    middle : {"mean", "median"}
+        Of the logarithms: the line. The band is the range.
+    **line
+        Passed to :meth:`~matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    colour : str
+        Of the line, for its label.
+
+    Examples
+    --------
+    >>> figure, axes = panels(1)
+    >>> training_curve(axes[0], pd.DataFrame([[1.0, 0.5], [4.0, 2.0]], columns=[10, 100]))
+    '#1f77b4'
+    >>> axes[0].lines[0].get_ydata().round(3).tolist()
+    [2.0, 1.0]
+    >>> plt.close(figure)
+    """
+    height = np.exp(runs.map(np.log).agg(middle))
+    (drawn,) = ax.plot(runs.columns, height, **line)
+    colour = to_hex(drawn.get_color())
+    ax.fill_between(runs.columns, runs.min(), runs.max(), color=colour, alpha=0.2, lw=0)
+    ax.set(xscale="log", yscale="log")
+    return colour
+
+
+def forest(
+    ax: Axes, found: Mapping[str, Sequence[ArrayLike]], colours: Sequence[str] = ("C0",)
+) -> None:
+    """Draw ratios as rows: a dot a run, and below them the 95 % interval of their geometric mean.
+
+    Parameters
+    ----------
+    ax : Axes
+        Gets a logarithmic axis and a dashed line at 1.
+    found : mapping of str to sequence of array_like
+        The label of each row, and its ratios, one array a colour.
+    colours : sequence of str, default ("C0",)
+
+    Examples
+    --------
+    >>> figure, axes = panels(1)
+    >>> forest(axes[0], {"faces": [[1.0, 2.0, 4.0]]})
+    >>> [label.get_text() for label in axes[0].get_yticklabels()]
+    ['faces']
+    >>> plt.close(figure)
+    """
+    for y, group in enumerate(found.values()):
+        for k, (values, colour) in enumerate(zip(group, colours, strict=True)):
+            _row(ax, y + 0.44 * k - 0.22 * (len(group) - 1), np.asarray(values), colour)
+    ax.axvline(1, color="black", ls="--", lw=1)
+    ax.set(xscale="log", ylim=(len(found) - 0.5, -0.5))
+    ax.set_yticks(range(len(found)), list(found))
+    plain_ticks(ax.xaxis)
+
+
+def _row(ax: Axes, y: float, ratios: np.ndarray[Any, Any], colour: str) -> None:
+    ax.plot(ratios, np.full(len(ratios), y - 0.1), "o", ms=3, color=colour)
+    mean, bar = np.exp(np.log(ratios).mean()), y + 0.08
+    ax.plot(interval(ratios.tolist(), "log"), [bar, bar], lw=3, color=colour)
+    ax.plot(mean, bar, "o", ms=7, color=colour)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, at 1, 2 and 5 times powers of ten.
+
+    Examples
+    --------
+    >>> figure, axes = panels(1)
+    >>> axes[0].set_yscale("log")
+    >>> plain_ticks(axes[0].yaxis)
+    >>> axes[0].yaxis.get_major_formatter()(5.0)
+    '5'
+    >>> plt.close(figure)
+    """
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

@@ -34,6 +34,7 @@ CHAPTERS = [
     "05_wgan_gp",
     "06_spectral_normalization",
     "06a_the_trainings",
+    "06b_inside_or_after",
     "07_since_2018",
 ]
 CLAIMS = list(catalogue.catalogue().values())

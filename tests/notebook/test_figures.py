@@ -3,6 +3,7 @@ from __future__ import annotations
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
@@ -53,6 +54,35 @@ def test_a_band_is_the_mean_between_the_extremes():
     assert corners[:, 1].min() == 1
     assert corners[:, 1].max() == 7
     assert to_rgb(area.get_facecolor()[0]) == to_rgb(line.get_color())
+
+
+@pytest.mark.parametrize(("middle", "expected"), [("mean", [2.0, 4.0]), ("median", [1.0, 4.0])])
+def test_a_training_curve_is_a_geometric_middle_between_the_extremes(middle, expected):
+    _, (ax,) = figures.panels(1)
+    runs = pd.DataFrame([[1.0, 2.0], [1.0, 4.0], [8.0, 8.0]], columns=[10, 100])
+    colour = figures.training_curve(ax, runs, middle=middle, ls="--")
+    (line,) = ax.lines
+    assert to_hex(line.get_color()) == colour
+    assert line.get_linestyle() == "--"
+    np.testing.assert_allclose(line.get_xydata(), [[10, expected[0]], [100, expected[1]]])
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (1, 8)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_a_forest_has_a_row_a_label_and_a_bar_a_colour():
+    _, (ax,) = figures.panels(1)
+    figures.forest(ax, {"digits": [[1.0, 4.0], [2.0, 8.0]], "faces": [[3.0], [9.0]]}, ("C0", "C1"))
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["digits", "faces"]
+    dots, bar, middle = ax.lines[:3]
+    np.testing.assert_allclose(dots.get_xdata(), [1, 4])
+    np.testing.assert_allclose(middle.get_xdata(), [2])
+    low, high = bar.get_xdata()
+    assert low * high == pytest.approx(4)
+    assert low < 1 < 4 < high
+    # The first label stands above the second, and a dashed line at one.
+    assert ax.get_ylim() == (1.5, -0.5)
+    assert list(ax.lines[-1].get_xdata()) == [1, 1]
 
 
 def test_a_band_reads_tensors():
