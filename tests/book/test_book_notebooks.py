@@ -39,7 +39,7 @@ PARAMETERS = {"seed": ("int", "0"), "device": ("str", '"auto"'), "scale": ("str"
 #: Parameters that a chapter has besides: {chapter: {name: (type, default)}}.
 MORE_PARAMETERS: dict[str, dict[str, tuple[str, str]]] = {
     "04a_more_on_regularization": {"image_dir": ("str", '""')},
-    "06b_inside_or_after": {"faces_dir": ("str", '""')},
+    "06a_inside_or_after": {"faces_dir": ("str", '""')},
 }
 
 
@@ -121,7 +121,7 @@ def test_a_chapter_ends_with_what_came_of_it(chapter):
     assert re.search(heading, prose(stored(chapter)), re.MULTILINE)
 
 
-@pytest.mark.parametrize("chapter", [*STORIES, "06a_the_trainings", "06b_inside_or_after"])
+@pytest.mark.parametrize("chapter", [*STORIES, "06b_against_the_penalty", "06a_inside_or_after"])
 def test_a_chapter_shows_little_code_and_each_cell_a_result(chapter):
     assert list(story_faults(stored(chapter))) == []
 

@@ -33,8 +33,8 @@ CHAPTERS = [
     "04_spectral_regularization",
     "05_wgan_gp",
     "06_spectral_normalization",
-    "06a_the_trainings",
-    "06b_inside_or_after",
+    "06a_inside_or_after",
+    "06b_against_the_penalty",
     "07_since_2018",
 ]
 CLAIMS = list(catalogue.catalogue().values())
