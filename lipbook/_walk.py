@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lipbook._checks import check_positive
+from lipbook._checks import check_positive, is_transforming, untransformable
 from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
@@ -305,6 +305,8 @@ def follow(
     constants: Mapping[str | type[nn.Module], float] | None = None,
 ) -> tuple[float, list[Step]]:
     """Bound the constant of a module on the ball of inputs, and say how it came about."""
+    if is_transforming():
+        raise untransformable("a certificate", "it is a number; call for it outside")
     with torch.inference_mode(False), torch.no_grad():
         used, network, dtype = _runnable(module, shape)
         sample = _Sample(used, network, shape, dtype, radius)

@@ -20,7 +20,16 @@ from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import type_before_parametrizations as _class
 
-from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
+from lipbook._checks import (
+    check_count,
+    check_labelled,
+    check_positive,
+    check_tensor,
+    is_transformed,
+    is_transforming,
+    untransformable,
+    untransformed,
+)
 from lipbook._layers import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -78,8 +87,8 @@ def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     if x1.shape != x2.shape:
         raise ValueError(f"x1 and x2 must have one shape, got {(*x1.shape,)} and {(*x2.shape,)}")
     distances = torch.linalg.vector_norm(_rows(x1 - x2), dim=1)
-    if not bool((distances > 0).all()):
-        row = int(distances.argmin())
+    if not bool((apart := untransformed(distances) > 0).all()):
+        row = int(apart.int().argmin()) % len(distances)
         raise ValueError(f"x1 and x2 must differ in every row, row {row} is the same")
     changes = torch.linalg.vector_norm(_rows(_outputs(f, x1) - _outputs(f, x2)), dim=1)
     quotients: Tensor = changes / distances
@@ -111,6 +120,8 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     ValueError: points must hold two distinct points, got 5 equal ones
     """
     points = check_tensor(points, "points", min_ndim=1).detach()
+    if is_transformed(points):
+        raise untransformable("lower_bound_from_pairs", "it is a number; call it outside")
     with torch.no_grad():
         outputs = _outputs(f, points)
     # pdist subtracts before it squares; cdist may not, and then loses half the digits.
@@ -215,6 +226,8 @@ def maximize_jacobian_norm(
     """
     check_tensor(start, "start", min_ndim=1)
     check_count(steps, "steps", least=0)
+    if is_transformed(start):
+        raise untransformable("maximize_jacobian_norm", "call it outside")
     low, high = _corners(box, start[0])
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,6 +294,8 @@ def l2_attack(
     ValueError: radius must be a finite number above 0, got -1.0
     """
     check_labelled(inputs, labels)
+    if is_transforming():
+        raise untransformable("l2_attack", "it takes batches, and its result is a constant")
     check_count(steps, "steps")
     check_positive(radius, "radius")
     length = check_positive(2.5 * radius / steps if step_size is None else step_size, "step_size")
@@ -384,6 +399,8 @@ def activation_constant(activation: nn.Module) -> float:
     Traceback (most recent call last):
     TypeError: activation must work element by element, Softmax(dim=0) does not
     """
+    if is_transforming():
+        raise untransformable("activation_constant", "it is a number; call it outside")
     kinks = [getattr(activation, name, 0) for name in ("min_val", "max_val", "lambd")]
     kinks.append(-kinks[2])
     if isinstance(activation, nn.Softplus | nn.Threshold):
