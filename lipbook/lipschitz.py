@@ -645,7 +645,7 @@ def exact_lipschitz(
         raise TypeError(f"net must start with a Linear layer, got {net}")
     with evaluation_mode(first):
         n_inputs = first.weight.shape[1]
-    if n_inputs > 2:
+    if not 1 <= n_inputs <= 2:
         raise ValueError(
             f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
             "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
@@ -730,6 +730,9 @@ def _through(cells: list[_Cell], name: str, layer: Any, max_regions: int) -> lis
 
 
 def _array(tensor: Tensor) -> Array:
+    if tensor.is_meta or not tensor.is_floating_point():
+        kind = "meta tensors" if tensor.is_meta else tensor.dtype
+        raise TypeError(f"net must hold real numbers in its weights, got {kind}")
     array: Array = tensor.detach().to("cpu", torch.float64, copy=True).numpy()
     return array
 
@@ -807,10 +810,15 @@ def _rows(x: Tensor) -> Tensor:
 
 def _corners(box: tuple[Bound, Bound] | None, like: Tensor) -> tuple[Tensor, Tensor]:
     """Lows and highs of a box in the shape of one input; no box is the whole space."""
-    low, high = (
-        torch.as_tensor(bound, dtype=like.dtype, device=like.device).expand(like.shape)
-        for bound in (box or (-math.inf, math.inf))
-    )
+    try:
+        low, high = (
+            torch.as_tensor(bound, dtype=like.dtype, device=like.device).expand(like.shape)
+            for bound in (box or (-math.inf, math.inf))
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"box must hold two bounds, each a number or of shape {(*like.shape,)}, got {box}"
+        ) from error
     if not bool((low < high).all()):
         raise ValueError(f"box must have its lows below its highs, got {box}")
     return low, high
