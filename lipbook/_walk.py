@@ -53,6 +53,9 @@ _INERT = bool | int | float | complex | str | None  # what holds no tensor
 _FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
 
 
+_INSIDE = Move(math.inf, jumps="it was made or changed by a module that counts as a whole")
+
+
 class Step(NamedTuple):
     """One operation of a network.
 
@@ -156,12 +159,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         kwargs = kwargs or {}
         if self.paused:
-            with self.refusing(func._schema.name):  # of copies; what moves is no argument
-                if any(self._found(value) is not None for value in tree_leaves((args, kwargs))):
-                    raise UncertifiedError(
-                        "a module that counts as a whole takes it from elsewhere"
-                    )
-            return func(*args, **kwargs)
+            return self._inside(func, args, kwargs)
         schema = func._schema
         arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
@@ -192,6 +190,21 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         outputs = [arguments[w] for w in written] if written else [result]
         self._record(name, tree_leaves(outputs), found, write=bool(written))
+        return result
+
+    def _inside(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run a part of a module that counts as a whole: what it makes is nobody else's."""
+        given = _dense((args, kwargs))
+        with self.refusing(func._schema.name):
+            if any(move and move.jumps != _INSIDE.jumps for move in map(self.move, given)):
+                raise UncertifiedError("a module that counts as a whole takes it from elsewhere")
+        constant = {_storage(t) for t in given if self.move(t) is None}
+        result = func(*args, **kwargs)
+        pairs = zip(func._schema.arguments, args, strict=False)
+        made = [t for t in _dense(result) if _storage(t) not in constant]
+        made += _dense([v for a, v in pairs if a.alias_info and a.alias_info.is_write])
+        for tensor in made:
+            self.put(tensor, _INSIDE, write=True)
         return result
 
     def _found(self, value: Any) -> Any:
@@ -438,6 +451,8 @@ def _as_a_whole(
     with _disable_current_modes():
         copies = {id(t): t.clone() for t in tensors}
     copied = tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
+    for tensor in copies.values():
+        walk.put(tensor, _INSIDE)
     walk.paused = True
     try:
         result = forward(*copied[0], **copied[1])
@@ -448,12 +463,20 @@ def _as_a_whole(
             raise UncertifiedError("it changes its input in place")
         if odd := [one for one in tree_leaves(result) if not isinstance(one, Tensor | _INERT)]:
             raise UncertifiedError(f"it returns {type(odd[0]).__name__}, which may hold tensors")
+    lent = {id(copies[id(t)]): t for t in tensors}
+    result = tree_map(lambda t: lent.get(id(t), t), result)  # the argument, where it is returned
+    held = {_storage(t) for t in _dense(result)}
+    for tensor in tensors:
+        if _storage(copies[id(tensor)]) in held:  # who changes a view of it would change it, too
+            walk.put(tensor, _INSIDE, write=True)
     joint = moves[0] if len(moves) == 1 else Move(math.hypot(*(m.bound for m in moves)))
     found = activated(joint, *slopes)
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
             own = found if tensor.shape == tensors[0].shape else found._replace(spread=None)
-            walk.put(tensor, walk.near(tensor, own), write=True)
+            with _disable_current_modes():
+                own = walk.near(tensor, own)
+            walk.put(tensor, own, write=True)
     walk.steps.append(Step(walk.layers[-1], kind, found.bound))
     return result
 
@@ -480,6 +503,11 @@ def _copies(module: Any, x: Tensor) -> float:
     cells = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
     padded = functional.pad(cells, module.padding, mode="circular")
     return math.sqrt(int(torch.bincount(padded.flatten().long()).max()))
+
+
+def _dense(values: Any) -> list[Tensor]:
+    found = (v for v in tree_leaves(values) if isinstance(v, Tensor))
+    return [tensor for tensor in found if tensor.layout is torch.strided]
 
 
 def _is_move(value: Any) -> bool:

@@ -602,6 +602,61 @@ def test_a_layer_with_a_given_constant_takes_no_captured_value():
             lipschitz_certificate(net, (4,), constants={"layers.0": 1.0})
 
 
+def kept_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[:] = [2 * x]
+    return x * 1
+
+
+def written_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[0].copy_(x)
+    return x * 1
+
+
+def viewed_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[:] = [x[:, :2]]
+    return x * 1
+
+
+@pytest.mark.parametrize("inner", [kept_aside, written_aside, viewed_aside])
+def test_what_a_layer_with_a_given_constant_leaves_behind_is_refused(inner):
+    aside: list[Tensor] = []
+
+    def outer(x, f):
+        aside[:] = [torch.zeros_like(x)]
+        return f(x).sum(1, keepdim=True) + 50 * aside[0]
+
+    net = Function(outer, Function(lambda x: inner(x, aside)))
+    assert lipschitz_certificate(net, (4,)).value > 50
+    with pytest.raises(TypeError, match="by a module that counts as a whole"):
+        lipschitz_certificate(net, (4,), constants={"layers.0": 1.0})
+
+
+def test_a_layer_with_a_given_constant_may_return_its_input():
+    def outer(x, f):
+        y = f(x)
+        y.mul_(4)
+        return y + x
+
+    for layer in (nn.Identity(), Function(lambda x: x.view(-1, 4))):
+        assert lipschitz_certificate(Function(outer, layer), (4,)).value == pytest.approx(8)
+    given = {"layers.0": 1.0}
+    net = Function(outer, nn.Identity())
+    assert lipschitz_certificate(net, (4,), constants=given).value == pytest.approx(8)
+    net = Function(outer, Function(lambda x: x.view(-1, 4)))
+    with pytest.raises(TypeError, match="by a module that counts as a whole"):
+        lipschitz_certificate(net, (4,), constants=given)
+
+
+def test_weights_that_a_layer_with_a_given_constant_shares_stay_constants():
+    def outer(x, f, g):
+        return f(x) + F.linear(x, f.weight.t()) + g(x) + g(f(x))
+
+    net = Function(outer, nn.Linear(4, 4, bias=False), nn.Identity())
+    norm = torch.linalg.matrix_norm(net.layers[0].weight, 2).item()
+    found = lipschitz_certificate(net, (4,), constants={"layers.0": norm, "layers.1": 1.0})
+    assert found.value == pytest.approx(3 * norm + 1, rel=1e-4)
+
+
 def test_memory_that_two_storages_share_is_followed():
     def there_and_back(x):
         y = 2 * x
