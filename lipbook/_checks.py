@@ -126,6 +126,16 @@ def untransformed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def is_transforming() -> bool:
+    """Whether `torch.func` transforms what is computed now."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def untransformable(name: str, instead: str) -> RuntimeError:
+    """Return the refusal of such a call, which would else be torch's own, in other words."""
+    return RuntimeError(f"torch.func cannot transform {name}; {instead}")
+
+
 def wrong_type(value: object, name: str, wanted: str) -> TypeError:
     """Return the error to raise, in the one form that all of them have."""
     return TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

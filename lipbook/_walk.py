@@ -12,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lipbook._checks import check_positive
+from lipbook._checks import check_positive, is_transforming, untransformable
 from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
@@ -45,9 +46,14 @@ _VALUES = {
 _ESCAPES = {
     *("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__deepcopy__", "__reduce_ex__"),
     *("untyped_storage", "storage", "_typed_storage", "__set__", "share_memory_"),
+    *("apply_", "map_", "map2_"),
 }
+_INERT = bool | int | float | complex | str | None  # what holds no tensor
 # Functions that take the numbers out of tensors in a list.
 _FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
+
+
+_INSIDE = Move(math.inf, jumps="it was made or changed by a module that counts as a whole")
 
 
 class Step(NamedTuple):
@@ -96,6 +102,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.layers: list[str] = [""]
         self.paused = False
+        self.thread = threading.get_ident()
         self._memories: dict[int, _Memory] = {}
         self._moves: dict[int, tuple[int, Move]] = {}
         self._alive: list[Tensor] = []  # so that no number of a tensor or storage is used twice
@@ -152,7 +159,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         kwargs = kwargs or {}
         if self.paused:
-            return func(*args, **kwargs)
+            return self._inside(func, args, kwargs)
         schema = func._schema
         arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
@@ -177,10 +184,27 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self.put(tensor, Move(0.0), write=True)
             return result
         with self.refusing(name):
+            if written and not all(r.alias_info for r in schema.returns):
+                raise UncertifiedError("it writes to one tensor and returns another")
             found = self.elsewhere(self._apply, func, name, inputs, moves, bool(written))
         result = func(*args, **kwargs)
         outputs = [arguments[w] for w in written] if written else [result]
         self._record(name, tree_leaves(outputs), found, write=bool(written))
+        return result
+
+    def _inside(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run a part of a module that counts as a whole: what it makes is nobody else's."""
+        given = _dense((args, kwargs))
+        with self.refusing(func._schema.name):
+            if any(move and move.jumps != _INSIDE.jumps for move in map(self.move, given)):
+                raise UncertifiedError("a module that counts as a whole takes it from elsewhere")
+        constant = {_storage(t) for t in given if self.move(t) is None}
+        result = func(*args, **kwargs)
+        pairs = zip(func._schema.arguments, args, strict=False)
+        made = [t for t in _dense(result) if _storage(t) not in constant]
+        made += _dense([v for a, v in pairs if a.alias_info and a.alias_info.is_write])
+        for tensor in made:
+            self.put(tensor, _INSIDE, write=True)
         return result
 
     def _found(self, value: Any) -> Any:
@@ -294,9 +318,11 @@ def follow(
     constants: Mapping[str | type[nn.Module], float] | None = None,
 ) -> tuple[float, list[Step]]:
     """Bound the constant of a module on the ball of inputs, and say how it came about."""
+    if is_transforming():
+        raise untransformable("a certificate", "it is a number; call for it outside")
     with torch.inference_mode(False), torch.no_grad():
-        network, dtype = _runnable(module, shape)
-        sample = _Sample(network, shape, dtype, radius)
+        used, network, dtype = _runnable(module, shape)
+        sample = _Sample(used, network, shape, dtype, radius)
         move, steps = _walk_through(network, shape, dtype, radius, constants or {})
         if move.jumps:
             raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
@@ -391,6 +417,9 @@ def _visit(
     **kwargs: Any,
 ) -> Any:
     """Call a module, as a whole where its constant is given or follows from its class."""
+    if walk.thread != threading.get_ident():
+        with walk.refusing(type(module).__name__):
+            raise UncertifiedError("it runs in a thread of its own")
     if walk.paused:
         return forward(*args, **kwargs)
     walk.layers.append(name)
@@ -419,25 +448,35 @@ def _as_a_whole(
         for move in moves:
             if move.jumps:
                 raise UncertifiedError(move.jumps)
+    with _disable_current_modes():
+        copies = {id(t): t.clone() for t in tensors}
+    copied = tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
+    for tensor in copies.values():
+        walk.put(tensor, _INSIDE)
     walk.paused = True
     try:
-        before = [t._version for t in tensors]
-        copies = {id(t): t.clone() for t in tensors}
-        copied = tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
         result = forward(*copied[0], **copied[1])
-        changed = any(c._version for c in copies.values())
-        changed = changed or before != [t._version for t in tensors]
     finally:
         walk.paused = False
     with walk.refusing(kind):
-        if changed:
+        if any(c._version for c in copies.values()):
             raise UncertifiedError("it changes its input in place")
+        if odd := [one for one in tree_leaves(result) if not isinstance(one, Tensor | _INERT)]:
+            raise UncertifiedError(f"it returns {type(odd[0]).__name__}, which may hold tensors")
+    lent = {id(copies[id(t)]): t for t in tensors}
+    result = tree_map(lambda t: lent.get(id(t), t), result)  # the argument, where it is returned
+    held = {_storage(t) for t in _dense(result)}
+    for tensor in tensors:
+        if _storage(copies[id(tensor)]) in held:  # who changes a view of it would change it, too
+            walk.put(tensor, _INSIDE, write=True)
     joint = moves[0] if len(moves) == 1 else Move(math.hypot(*(m.bound for m in moves)))
     found = activated(joint, *slopes)
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
             own = found if tensor.shape == tensors[0].shape else found._replace(spread=None)
-            walk.put(tensor, walk.near(tensor, own), write=True)
+            with _disable_current_modes():
+                own = walk.near(tensor, own)
+            walk.put(tensor, own, write=True)
     walk.steps.append(Step(walk.layers[-1], kind, found.bound))
     return result
 
@@ -466,13 +505,19 @@ def _copies(module: Any, x: Tensor) -> float:
     return math.sqrt(int(torch.bincount(padded.flatten().long()).max()))
 
 
+def _dense(values: Any) -> list[Tensor]:
+    found = (v for v in tree_leaves(values) if isinstance(v, Tensor))
+    return [tensor for tensor in found if tensor.layout is torch.strided]
+
+
 def _is_move(value: Any) -> bool:
     return isinstance(value, Move)
 
 
 def _storage(tensor: Tensor) -> int:
     with torch._C.DisableTorchFunction():
-        return int(tensor.untyped_storage()._cdata)
+        storage = tensor.untyped_storage()
+        return int(storage.data_ptr() or storage._cdata)  # two storages may share their memory
 
 
 def _cells(tensor: Tensor) -> range:
@@ -509,8 +554,11 @@ def _doubled(value: Any, seen: dict[int, Tensor]) -> Any:
     return seen.setdefault(id(value), wide.double() if wide.is_floating_point() else wide)
 
 
-def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, torch.dtype]:
-    """Copy a module in float64, or in its own dtype if it insists; refuse what it refuses."""
+def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, nn.Module, torch.dtype]:
+    """Copy a module in float64, or in its own dtype if it insists; refuse what it refuses.
+
+    The first of the two copies was called.
+    """
     floating = (t.dtype for t in chain(module.parameters(), module.buffers()))
     own = next((d for d in floating if d.is_floating_point), torch.get_default_dtype())
     twin = frozen_copy(module)
@@ -518,13 +566,15 @@ def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, torch
         if isinstance(part, nn.RMSNorm) and part.eps is None:
             part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
     for dtype in (torch.float64, own):
-        network = frozen_copy(twin).double() if dtype == torch.float64 else twin
+        used, network = frozen_copy(twin), frozen_copy(twin)
+        if dtype == torch.float64:
+            used, network = used.double(), network.double()
         try:
-            network(torch.zeros(3, *shape, dtype=dtype, device=_device(twin)))
+            used(torch.zeros(3, *shape, dtype=dtype, device=_device(twin)))
         except Exception as error:
             problem = error
         else:
-            return network, dtype
+            return used, network, dtype
     raise ValueError(f"module does not take inputs of shape {(*shape,)}: {problem}") from problem
 
 
@@ -532,7 +582,12 @@ class _Sample:
     """A few inputs and their images, which a true bound cannot contradict."""
 
     def __init__(
-        self, network: nn.Module, shape: Sequence[int], dtype: torch.dtype, radius: float
+        self,
+        used: nn.Module,
+        network: nn.Module,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        radius: float,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         base = torch.randn(3, math.prod(shape), generator=generator, dtype=torch.float64)
@@ -543,7 +598,7 @@ class _Sample:
         self.points = points.reshape(6, *shape).to(dtype).to(_device(network))
         try:
             # Clones, for a network that begins in place.
-            images, single = (network(x.clone()) for x in (self.points, self.points[:1]))
+            images, single = used(self.points.clone()), network(self.points[:1].clone())
         except Exception as error:
             raise UncertifiedError(f"module fails on a random input: {error}") from error
         if not isinstance(images, Tensor):
@@ -561,7 +616,8 @@ class _Sample:
         if rows is None or not _close(rows[:1], single, loose):
             raise UncertifiedError(
                 "module must map each row of a batch by itself, in the same way each time; "
-                "it mixes rows, draws random numbers, or computes in less than float32"
+                "it mixes rows, draws random numbers, computes in less than float32, or remembers "
+                "calls; call it once before, if the first call sets it up"
             )
         self.images, self.loose = rows.double(), loose
 

@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lipbook._checks import check_count, check_positive, check_tensor, is_transformed
+from lipbook._checks import (
+    check_count,
+    check_positive,
+    check_tensor,
+    is_transformed,
+    untransformable,
+)
 from lipbook.matrix_norms import split_scale
 from lipbook.power_iteration import KrylovBasis, NormBounds, random_start, top_of_krylov
 
@@ -239,9 +245,9 @@ def conv_spectral_norm(
     """
     check_positive(rtol, "rtol")
     if is_transformed(kernel):
-        raise RuntimeError(
-            "torch.func cannot transform conv_spectral_norm; take torch.autograd, or the induced "
-            "norm of conv_matrix, which it can differentiate"
+        raise untransformable(
+            "conv_spectral_norm",
+            "take torch.autograd, or the induced norm of conv_matrix, which it can differentiate",
         )
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
@@ -456,6 +462,8 @@ def conv_norm_bounds(
     ValueError: oversampling must be at least 3, got 2
     """
     check_count(oversampling, "oversampling", least=3)
+    if is_transformed(kernel):
+        raise untransformable("conv_norm_bounds", "take one kernel after the other")
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     with torch.no_grad():

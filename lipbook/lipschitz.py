@@ -20,7 +20,16 @@ from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import type_before_parametrizations as _class
 
-from lipbook._checks import check_count, check_labelled, check_positive, check_tensor
+from lipbook._checks import (
+    check_count,
+    check_labelled,
+    check_positive,
+    check_tensor,
+    is_transformed,
+    is_transforming,
+    untransformable,
+    untransformed,
+)
 from lipbook._layers import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -78,8 +87,8 @@ def difference_quotients(f: Function, x1: Tensor, x2: Tensor) -> Tensor:
     if x1.shape != x2.shape:
         raise ValueError(f"x1 and x2 must have one shape, got {(*x1.shape,)} and {(*x2.shape,)}")
     distances = torch.linalg.vector_norm(_rows(x1 - x2), dim=1)
-    if not bool((distances > 0).all()):
-        row = int(distances.argmin())
+    if not bool((apart := untransformed(distances) > 0).all()):
+        row = int(apart.int().argmin()) % len(distances)
         raise ValueError(f"x1 and x2 must differ in every row, row {row} is the same")
     changes = torch.linalg.vector_norm(_rows(_outputs(f, x1) - _outputs(f, x2)), dim=1)
     quotients: Tensor = changes / distances
@@ -111,6 +120,8 @@ def lower_bound_from_pairs(f: Function, points: Tensor) -> float:
     ValueError: points must hold two distinct points, got 5 equal ones
     """
     points = check_tensor(points, "points", min_ndim=1).detach()
+    if is_transformed(points):
+        raise untransformable("lower_bound_from_pairs", "it is a number; call it outside")
     with torch.no_grad():
         outputs = _outputs(f, points)
     # pdist subtracts before it squares; cdist may not, and then loses half the digits.
@@ -215,6 +226,8 @@ def maximize_jacobian_norm(
     """
     check_tensor(start, "start", min_ndim=1)
     check_count(steps, "steps", least=0)
+    if is_transformed(start):
+        raise untransformable("maximize_jacobian_norm", "call it outside")
     low, high = _corners(box, start[0])
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,6 +294,8 @@ def l2_attack(
     ValueError: radius must be a finite number above 0, got -1.0
     """
     check_labelled(inputs, labels)
+    if is_transforming():
+        raise untransformable("l2_attack", "it takes batches, and its result is a constant")
     check_count(steps, "steps")
     check_positive(radius, "radius")
     length = check_positive(2.5 * radius / steps if step_size is None else step_size, "step_size")
@@ -384,6 +399,8 @@ def activation_constant(activation: nn.Module) -> float:
     Traceback (most recent call last):
     TypeError: activation must work element by element, Softmax(dim=0) does not
     """
+    if is_transforming():
+        raise untransformable("activation_constant", "it is a number; call it outside")
     kinks = [getattr(activation, name, 0) for name in ("min_val", "max_val", "lambd")]
     kinks.append(-kinks[2])
     if isinstance(activation, nn.Softplus | nn.Threshold):
@@ -628,7 +645,7 @@ def exact_lipschitz(
         raise TypeError(f"net must start with a Linear layer, got {net}")
     with evaluation_mode(first):
         n_inputs = first.weight.shape[1]
-    if n_inputs > 2:
+    if not 1 <= n_inputs <= 2:
         raise ValueError(
             f"net must have one or two inputs, got {n_inputs}; bracket its constant between "
             "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
@@ -713,6 +730,9 @@ def _through(cells: list[_Cell], name: str, layer: Any, max_regions: int) -> lis
 
 
 def _array(tensor: Tensor) -> Array:
+    if tensor.is_meta or not tensor.is_floating_point():
+        kind = "meta tensors" if tensor.is_meta else tensor.dtype
+        raise TypeError(f"net must hold real numbers in its weights, got {kind}")
     array: Array = tensor.detach().to("cpu", torch.float64, copy=True).numpy()
     return array
 
@@ -790,10 +810,15 @@ def _rows(x: Tensor) -> Tensor:
 
 def _corners(box: tuple[Bound, Bound] | None, like: Tensor) -> tuple[Tensor, Tensor]:
     """Lows and highs of a box in the shape of one input; no box is the whole space."""
-    low, high = (
-        torch.as_tensor(bound, dtype=like.dtype, device=like.device).expand(like.shape)
-        for bound in (box or (-math.inf, math.inf))
-    )
+    try:
+        low, high = (
+            torch.as_tensor(bound, dtype=like.dtype, device=like.device).expand(like.shape)
+            for bound in (box or (-math.inf, math.inf))
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"box must hold two bounds, each a number or of shape {(*like.shape,)}, got {box}"
+        ) from error
     if not bool((low < high).all()):
         raise ValueError(f"box must have its lows below its highs, got {box}")
     return low, high

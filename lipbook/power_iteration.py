@@ -28,6 +28,7 @@ from lipbook._checks import (
     is_dense,
     is_transformed,
     not_dense,
+    untransformable,
     wrong_type,
 )
 from lipbook.matrix_norms import induced_norm, split_scale
@@ -447,9 +448,9 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     if method == "svd":
         return induced_norm(matrix, 2)
     if is_transformed(matrix):
-        raise RuntimeError(
-            "torch.func cannot transform spectral_norm; of its methods it can differentiate 'svd', "
-            "and a batch of matrices needs no vmap"
+        raise untransformable(
+            "spectral_norm",
+            "of its methods it can differentiate 'svd', and a batch of matrices needs no vmap",
         )
     unit, scale = matrix, None
     top = _by_blas(matrix, method, rtol)

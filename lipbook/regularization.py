@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbook._checks import check_count, check_labelled, wrong_type
+from lipbook._checks import (
+    check_count,
+    check_labelled,
+    is_transforming,
+    untransformable,
+    wrong_type,
+)
 from lipbook._layers import CONVOLUTIONS, TRANSPOSED, normal_state
 from lipbook._weights import Weight, constant, image_shapes, used_matrices
 
@@ -267,6 +273,8 @@ def input_gradient_penalty(
     TypeError: labels must be an int64 tensor, got torch.float32; ...
     """
     check_labelled(inputs, labels)
+    if is_transforming():
+        raise untransformable("input_gradient_penalty", "take torch.autograd.grad or backward")
     modules = [model] if isinstance(model, nn.Module) else []
     with torch.inference_mode(False), torch.enable_grad(), normal_state(modules):
         labels = constant(labels)

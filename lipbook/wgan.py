@@ -29,7 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipbook._checks import check_positive, check_tensor, wrong_type
+from lipbook._checks import (
+    check_positive,
+    check_tensor,
+    is_transforming,
+    untransformable,
+    wrong_type,
+)
 from lipbook._layers import BATCH_NORM, mixes_rows, normal_state
 from lipbook._weights import constant, used_matrices, used_weights
 
@@ -654,10 +660,8 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.enable_grad():
             return _mean_square(critic, points, target, one_sided)
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "torch.func cannot transform a gradient penalty; take torch.autograd.grad or backward"
-        )
+    if is_transforming():
+        raise untransformable("a gradient penalty", "take torch.autograd.grad or backward")
     _refuse_batch_norm(critic)
     with normal_state([critic] if isinstance(critic, nn.Module) else []):
         gradients = _input_gradients(critic, constant(points).requires_grad_())

@@ -543,9 +543,158 @@ def test_normalized_vectors_move_most_near_0(net, expected, radius):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
+def applied(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.apply_(lambda entry: entry + 5 * max(entry - 50, 0))
+    return y
+
+
+def mapped(x: Tensor) -> Tensor:
+    return x + torch.zeros_like(x).map_(x, lambda _, entry: 5 * max(entry - 50, 0))
+
+
+def through_pool(x: Tensor, layer: nn.Module) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return x + 30 * pool.submit(layer, x - 50).result()
+
+
+def standardized_with(x: Tensor) -> Tensor:
+    statistics = torch.zeros(4).to(x), torch.full((4,), 100.0).to(x)
+    normalize = torch.ops.aten._native_batch_norm_legit
+    return x + normalize(x, None, None, *statistics, False, 0.1, 1e-5)[0]
+
+
+class Box:
+    """What holds a tensor and is no container that torch knows."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        (lambda box: box.held * 1, lambda x, f: f(Box(x))),
+        (lambda x: Box(x * 1), lambda x, f: f(x).held),
+        (lambda x: lambda: x * 1, lambda x, f: f(x)()),
+    ],
+)
+def test_what_reaches_or_leaves_a_layer_unseen_has_no_given_constant(inner, outer):
+    net = Function(outer, Function(inner))
+    assert lipschitz_certificate(net, (4,)).value == pytest.approx(1, rel=1e-5)
+    with pytest.raises(TypeError, match=r"takes it from elsewhere|may hold tensors"):
+        lipschitz_certificate(net, (4,), constants={"layers.0": 1.0})
+
+
+def test_a_layer_with_a_given_constant_takes_no_captured_value():
+    """Nor does it change one: its constant is about its arguments."""
+    for inner in (lambda x, held: x + held, lambda x, held: (x, held.mul_(3))[0]):
+        held: list[Tensor] = []
+        layer = Function(lambda x, inner=inner, held=held: inner(x, held[0]))
+
+        def outer(x, f, held=held):
+            held[:] = [10 * x]
+            return f(x) + held[0]
+
+        net = Function(outer, layer)
+        assert lipschitz_certificate(net, (4,)).value > 20
+        with pytest.raises(TypeError, match="takes it from elsewhere"):
+            lipschitz_certificate(net, (4,), constants={"layers.0": 1.0})
+
+
+def kept_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[:] = [2 * x]
+    return x * 1
+
+
+def written_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[0].copy_(x)
+    return x * 1
+
+
+def viewed_aside(x: Tensor, aside: list[Tensor]) -> Tensor:
+    aside[:] = [x[:, :2]]
+    return x * 1
+
+
+@pytest.mark.parametrize("inner", [kept_aside, written_aside, viewed_aside])
+def test_what_a_layer_with_a_given_constant_leaves_behind_is_refused(inner):
+    aside: list[Tensor] = []
+
+    def outer(x, f):
+        aside[:] = [torch.zeros_like(x)]
+        return f(x).sum(1, keepdim=True) + 50 * aside[0]
+
+    net = Function(outer, Function(lambda x: inner(x, aside)))
+    assert lipschitz_certificate(net, (4,)).value > 50
+    with pytest.raises(TypeError, match="by a module that counts as a whole"):
+        lipschitz_certificate(net, (4,), constants={"layers.0": 1.0})
+
+
+def test_a_layer_with_a_given_constant_may_return_its_input():
+    def outer(x, f):
+        y = f(x)
+        y.mul_(4)
+        return y + x
+
+    for layer in (nn.Identity(), Function(lambda x: x.view(-1, 4))):
+        assert lipschitz_certificate(Function(outer, layer), (4,)).value == pytest.approx(8)
+    given = {"layers.0": 1.0}
+    net = Function(outer, nn.Identity())
+    assert lipschitz_certificate(net, (4,), constants=given).value == pytest.approx(8)
+    net = Function(outer, Function(lambda x: x.view(-1, 4)))
+    with pytest.raises(TypeError, match="by a module that counts as a whole"):
+        lipschitz_certificate(net, (4,), constants=given)
+
+
+def test_weights_that_a_layer_with_a_given_constant_shares_stay_constants():
+    def outer(x, f, g):
+        return f(x) + F.linear(x, f.weight.t()) + g(x) + g(f(x))
+
+    net = Function(outer, nn.Linear(4, 4, bias=False), nn.Identity())
+    norm = torch.linalg.matrix_norm(net.layers[0].weight, 2).item()
+    found = lipschitz_certificate(net, (4,), constants={"layers.0": norm, "layers.1": 1.0})
+    assert found.value == pytest.approx(3 * norm + 1, rel=1e-4)
+
+
+def test_memory_that_two_storages_share_is_followed():
+    def there_and_back(x):
+        y = 2 * x
+        torch.from_dlpack(torch.utils.dlpack.to_dlpack(y)).mul_(5)
+        return y
+
+    value = lipschitz_certificate(Function(there_and_back), (4,)).value
+    assert value == pytest.approx(10, rel=1e-5)
+
+
+class Remembering(nn.Module):
+    """Takes its scale from the first batch, as activation normalization does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale == 0:
+            self.scale.copy_(3 + x.std())
+        return self.scale * x
+
+
+def test_a_module_that_its_first_call_sets_up_must_have_been_called():
+    net = Remembering()
+    with pytest.raises(TypeError, match="call it once before, if the first call sets it up"):
+        lipschitz_certificate(net, (4,))
+    net(torch.randn(5, 4))
+    assert lipschitz_certificate(net, (4,)).value == pytest.approx(net.scale.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("net", "options", "error", "message"),
     [
+        (Function(applied), {}, TypeError, "operation 'apply_' is not known"),
+        (Function(mapped), {}, TypeError, "operation 'map_' is not known"),
+        (Function(through_pool, nn.ReLU()), {}, TypeError, "'ReLU' .* in a thread of its own"),
+        (Function(standardized_with), {}, TypeError, "writes to one tensor and returns another"),
         (nn.Hardshrink(), {}, TypeError, "operation 'hardshrink' is not known; pass constants="),
         (nn.Sequential(nn.GLU()), {}, TypeError, "operation 'glu' in layer '0' .* pass radius="),
         (Function(lambda x: x * x), {}, TypeError, "operation 'mul' is not known"),

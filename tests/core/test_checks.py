@@ -7,12 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipbook import (
+    activation_constant,
     conv_matrix,
+    conv_norm_bounds,
+    difference_quotients,
     frobenius_norm,
     gradient_penalty,
     induced_norm,
+    input_gradient_penalty,
     jacobian_norms,
+    l2_attack,
+    lipschitz_certificate,
+    lower_bound_from_pairs,
+    maximize_jacobian_norm,
     power_iteration,
+    r1_penalty,
     spectral_norm,
     spectral_norm_bounds,
     stable_rank,
@@ -27,6 +36,36 @@ def gradient_penalty_of(real: torch.Tensor) -> torch.Tensor:
 
 
 NUMPY = (np.float64, np.float32, np.float16, np.int64, np.int8)
+
+
+LABELS = torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: conv_norm_bounds(x[:, None], 4).upper,
+        lambda x: lower_bound_from_pairs(torch.sin, x),
+        lambda x: maximize_jacobian_norm(torch.sin, x).point,
+        lambda x: l2_attack(torch.sin, x, LABELS, 0.1),
+        lambda x: input_gradient_penalty(torch.sin, x, LABELS),
+        lambda x: r1_penalty(lambda y: y.sum(1), x),
+        lambda x: x * activation_constant(torch.nn.GELU()),
+        lambda x: x * lipschitz_certificate(torch.nn.GELU(), (2,)).value,
+        spectral_norm,
+    ],
+)
+def test_what_vmap_cannot_transform_says_so(function):
+    with pytest.raises(RuntimeError, match=r"torch\.func cannot transform .*; "):
+        torch.func.vmap(function)(torch.randn(3, 4, 2))
+
+
+def test_rows_that_are_equal_are_named_under_vmap_too():
+    x = torch.arange(24.0).view(3, 4, 2)
+    y = x + 1
+    y[1, 2] = x[1, 2]
+    with pytest.raises(ValueError, match="must differ in every row, row 2 is the same"):
+        torch.func.vmap(lambda a, b: difference_quotients(torch.sin, a, b))(x, y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,6 +94,7 @@ def test_a_good_tensor_comes_back_as_it_is(tensor: torch.Tensor, dtype: torch.dt
         torch.func.grad(lambda x: spectral_norm(x, method="svd")),
         lambda x: conv_matrix(x[:, None], 4),
         lambda x: jacobian_norms(torch.sin, x),
+        lambda x: difference_quotients(torch.sin, x, x.flip(0)),
     ],
 )
 @pytest.mark.parametrize("axis", [0, 2])

@@ -735,12 +735,23 @@ def test_exact_takes_single_layers_final_activations_and_float32():
         (nn.ReLU(), TypeError, "must start with a Linear layer"),
         (nn.Linear(3, 1), ValueError, "one or two inputs, got 3; bracket its constant"),
         (mlp([1, 2, 1], nn.Tanh), TypeError, r"LeakyReLU layers only, got Tanh\(\) at '1'"),
+        (nn.Linear(0, 1), ValueError, "one or two inputs, got 0"),
+        (nn.Linear(1, 1, dtype=torch.complex64), TypeError, "real numbers in its .*complex64"),
+        (nn.Linear(1, 1, device="meta"), TypeError, "real numbers in its weights, got meta"),
         (tent(6), ValueError, "at most max_regions=10 pieces, got more at layer '7'"),
     ],
 )
 def test_exact_refuses(net, error, message):
     with pytest.raises(error, match=message):
         exact_lipschitz(net, (0, 1), max_regions=10)
+
+
+@pytest.mark.parametrize("box", [(0, 1, 2), ([0, 0, 0], 1), ("low", "high"), 3.0])
+def test_a_box_has_two_bounds_that_suit_an_input(box):
+    with pytest.raises(ValueError, match=r"two bounds, each a number or of shape \(2,\), got"):
+        exact_lipschitz(nn.Linear(2, 1), box)
+    with pytest.raises(ValueError, match=r"two bounds, each a number or of shape \(2,\), got"):
+        l2_attack(nn.Identity(), torch.zeros(1, 2), torch.tensor([0]), 1.0, box=box)
 
 
 @pytest.mark.parametrize("box", [(1, 0), (0, 0), (0, math.nan), (0, (1, -1))])
