@@ -448,23 +448,7 @@ def _as_a_whole(
         for move in moves:
             if move.jumps:
                 raise UncertifiedError(move.jumps)
-    with _disable_current_modes():
-        copies = {id(t): t.clone() for t in tensors}
-    copied = tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
-    for tensor in copies.values():
-        walk.put(tensor, _INSIDE)
-    walk.paused = True
-    try:
-        result = forward(*copied[0], **copied[1])
-    finally:
-        walk.paused = False
-    with walk.refusing(kind):
-        if any(c._version for c in copies.values()):
-            raise UncertifiedError("it changes its input in place")
-        if odd := [one for one in tree_leaves(result) if not isinstance(one, Tensor | _INERT)]:
-            raise UncertifiedError(f"it returns {type(odd[0]).__name__}, which may hold tensors")
-    lent = {id(copies[id(t)]): t for t in tensors}
-    result = tree_map(lambda t: lent.get(id(t), t), result)  # the argument, where it is returned
+    result, copies = _on_copies(walk, kind, forward, tensors, (args, kwargs))
     held = {_storage(t) for t in _dense(result)}
     for tensor in tensors:
         if _storage(copies[id(tensor)]) in held:  # who changes a view of it would change it, too
@@ -479,6 +463,30 @@ def _as_a_whole(
             walk.put(tensor, own, write=True)
     walk.steps.append(Step(walk.layers[-1], kind, found.bound))
     return result
+
+
+def _on_copies(
+    walk: Walk, kind: str, forward: Any, tensors: Sequence[Tensor], given: tuple[Any, Any]
+) -> tuple[Any, dict[int, Tensor]]:
+    """Run a layer unseen on copies of its tensors; return its result and the copies by `id`."""
+    with _disable_current_modes():
+        copies = {id(t): t.clone() for t in tensors}
+    args, kwargs = tree_map(lambda t: copies.get(id(t), t), given)
+    for tensor in copies.values():
+        walk.put(tensor, _INSIDE)
+    walk.paused = True
+    try:
+        result = forward(*args, **kwargs)
+    finally:
+        walk.paused = False
+    with walk.refusing(kind):
+        if any(c._version for c in copies.values()):
+            raise UncertifiedError("it changes its input in place")
+        if odd := [one for one in tree_leaves(result) if not isinstance(one, Tensor | _INERT)]:
+            raise UncertifiedError(f"it returns {type(odd[0]).__name__}, which may hold tensors")
+    lent = {id(copies[id(t)]): t for t in tensors}
+    # The argument itself, where it is returned.
+    return tree_map(lambda t: lent.get(id(t), t), result), copies
 
 
 def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
