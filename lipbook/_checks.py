@@ -40,7 +40,7 @@ def check_tensor(
     Raises
     ------
     TypeError
-        If it is no tensor, is not dense, or has an integer, boolean, complex or float8 dtype.
+        If it is not a tensor, is not dense, or has an integer, boolean, complex or float8 dtype.
     ValueError
         If it has the wrong number of axes, no elements, a NaN or an infinity.
 
@@ -93,7 +93,7 @@ def _not_finite(tensor: Tensor) -> str:
 
 
 def is_dense(tensor: object) -> bool:
-    """Whether a tensor is neither sparse, blocked nor nested; what is no tensor is let through."""
+    """Whether a tensor is neither sparse, blocked nor nested; what is not a tensor is let through."""
     return not isinstance(tensor, Tensor) or (
         tensor.layout is torch.strided and not tensor.is_nested
     )
@@ -147,7 +147,7 @@ def check_positive(value: float, name: str) -> float:
     Raises
     ------
     TypeError
-        If it is no real number.
+        If it is not a real number.
     ValueError
         If it is zero, negative, infinite or NaN.
 
@@ -172,7 +172,7 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
     Raises
     ------
     TypeError
-        If it is no integer (a boolean is none).
+        If it is not an integer (a boolean is not one).
     ValueError
         If it is smaller than `least`.
 

@@ -139,7 +139,7 @@ def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     Raises
     ------
     TypeError
-        If it is no sequence, or an axis no integer.
+        If it is not a sequence, or an axis is not an integer.
     ValueError
         If an axis is shorter than 1.
     """

@@ -25,7 +25,7 @@ class GroupSort(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If `group_size` is no integer of at least 2; when it is called, if it does not divide the
+        If `group_size` is not an integer of at least 2; when it is called, if it does not divide the
         axis.
     IndexError
         When it is called, if there is no such axis.

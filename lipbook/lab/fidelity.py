@@ -45,7 +45,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     TypeError
         If a sample is no floating-point tensor.
     ValueError
-        If one is no finite matrix, has fewer than two rows, or their widths differ.
+        If one is not a finite matrix, has fewer than two rows, or their widths differ.
 
     Examples
     --------

@@ -16,11 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from lipbook.notebook.verdicts import interval
 
@@ -126,50 +124,6 @@ def band(ax: Axes, x: ArrayLike, runs: ArrayLike, *, label: str, **line: Any) ->
         raise ValueError(f"runs must have shape (seeds, {len(x)}), got {runs.shape}")
     (drawn,) = ax.plot(x, runs.mean(axis=0), label=label, **line)
     ax.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
-
-
-def image_row(
-    images: Tensor | Sequence[Any], titles: Sequence[str], *, signed: Sequence[int] = ()
-) -> Figure:
-    """Show grey images side by side on one scale from 0 to 1, each under its title.
-
-    Parameters
-    ----------
-    images : Tensor or sequence, shape (n, height, width)
-    titles : sequence of str, length n
-    signed : sequence of int, default ()
-        Which of them hold signed values: those get the diverging map, centred at zero.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many titles as images.
-
-    Examples
-    --------
-    >>> import torch
-    >>> figure = image_row(torch.eye(8).expand(2, 8, 8), ["one", "two"])
-    >>> len(figure.axes)
-    2
-    >>> image_row(torch.eye(8).expand(2, 8, 8), ["one"])
-    Traceback (most recent call last):
-    ValueError: images and titles must pair up, got 2 images and 1 titles
-    >>> plt.close(figure)
-    """
-    if len(images) != len(titles):
-        raise ValueError(
-            f"images and titles must pair up, got {len(images)} images and {len(titles)} titles"
-        )
-    figure: Figure
-    figure, axes = panels(len(images), size=(1.7, 2.0))
-    for i, (ax, image, title) in enumerate(zip(axes, images, titles, strict=True)):
-        array = np.asarray(image)
-        reach = float(np.abs(array).max()) if i in signed else 1.0
-        low, cmap = (-reach, DIVERGING) if i in signed else (0.0, "gray")
-        ax.imshow(array, cmap=cmap, vmin=low, vmax=reach)
-        ax.set_title(title, fontsize=10)
-        ax.set_axis_off()
-    return figure
 
 
 def polygons(ax: Axes, regions: Sequence[ArrayLike], values: ArrayLike, *, label: str) -> None:

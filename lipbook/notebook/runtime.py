@@ -78,7 +78,7 @@ def check_seed(seed: int) -> int:
     Raises
     ------
     TypeError
-        If it is no integer.
+        If it is not an integer.
     ValueError
         If it is outside [0, 2³²).
 

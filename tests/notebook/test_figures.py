@@ -98,29 +98,6 @@ def test_a_band_needs_a_row_a_seed(runs):
         figures.band(ax, [0, 1, 2], runs, label="loss")
 
 
-def test_images_share_one_scale():
-    figure = figures.image_row(torch.tensor([[[0.0, 0.5]], [[0.2, 1.0]]]), ["a", "b"])
-    shown = [ax.images[0] for ax in figure.axes]
-    assert [image.get_clim() for image in shown] == [(0, 1), (0, 1)]
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
-    assert not any(ax.axison for ax in figure.axes)
-
-
-def test_signed_images_are_centred_at_zero():
-    step = np.array([[-3.0, 1.0]])
-    figure = figures.image_row([np.abs(step), step], ["digit", "step"], signed=[1])
-    plain, signed = (ax.images[0] for ax in figure.axes)
-    assert signed.get_clim() == (-3, 3)
-    assert signed.get_cmap().name == figures.DIVERGING
-    assert plain.get_clim() == (0, 1)
-    assert plain.get_cmap().name == "gray"
-
-
-def test_images_and_titles_pair_up():
-    with pytest.raises(ValueError, match="got 2 images and 3 titles"):
-        figures.image_row(torch.zeros(2, 4, 4), ["a", "b", "c"])
-
-
 TRIANGLE, SQUARE = [(0, 0), (1, 0), (0, 1)], [(1, 0), (2, 0), (2, 1), (1, 1)]
 
 
