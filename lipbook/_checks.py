@@ -93,7 +93,7 @@ def _not_finite(tensor: Tensor) -> str:
 
 
 def is_dense(tensor: object) -> bool:
-    """Whether a tensor is neither sparse, blocked nor nested; what is not a tensor is let through."""
+    """Whether a tensor is neither sparse, blocked nor nested; true of what is not a tensor."""
     return not isinstance(tensor, Tensor) or (
         tensor.layout is torch.strided and not tensor.is_nested
     )

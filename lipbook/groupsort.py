@@ -25,8 +25,8 @@ class GroupSort(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If `group_size` is not an integer of at least 2; when it is called, if it does not divide the
-        axis.
+        If `group_size` is not an integer of at least 2; when it is called, if it does not divide
+        the axis.
     IndexError
         When it is called, if there is no such axis.
 

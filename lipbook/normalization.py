@@ -498,8 +498,8 @@ def article_spectral_normalize(module: nn.Module, n_iterations: int = 5) -> nn.M
     Raises
     ------
     TypeError, ValueError
-        If `n_iterations` is not an integer of at least 1, or a weight is made by a hook or, in a lazy
-        layer, not there yet.
+        If `n_iterations` is not an integer of at least 1, or a weight is made by a hook or, in a
+        lazy layer, not there yet.
 
     Examples
     --------
