@@ -170,7 +170,7 @@ def provenance(name: str) -> pd.DataFrame:
     Traceback (most recent call last):
     ValueError: no study 'weather'; there are ...
     """
-    facts = {k: v for k, v in _facts(name).items() if k not in ("code", "criteria")}
+    facts = {k: v for k, v in _facts(name).items() if k not in ("code", "criteria", "later")}
     if criteria := _facts(name).get("criteria"):
         facts["criteria stated in"] = f"commit {criteria['commit'][:10]}"
     facts["code changed since"] = ", ".join(changed(name)) or "no"

@@ -26,7 +26,7 @@ from sphinx.errors import ExtensionError
 from lipbook.notebook.results import Entry, Finding, Results
 
 #: Facts of a provenance that are shown otherwise.
-_ELSEWHERE = ("cells", "rows", "code", "criteria")
+_ELSEWHERE = ("cells", "rows", "code", "criteria", "later")
 #: What some facts are called on the page.
 _LABELS = {"MPS": "shared by CUDA MPS", "cells that did not end": "runs cut off"}
 _SHOWN = 8  #: texts of a column that are listed one by one

@@ -294,15 +294,18 @@ def _stated(
     facts = tables.get(study)
     if facts is None or criterion.kind != "measured":
         return None
-    under = facts.get("criteria", {})
-    digest = under.get("digests", {}).get(claim.id, {}).get(criterion.id)
+    parts = [facts, *facts.get("later", ())]  # a table may have gone on under further criteria
+    known = [part.get("criteria", {}) for part in parts]
+    found = [under.get("digests", {}).get(claim.id, {}).get(criterion.id) for under in known]
+    k = next((k for k, digest in enumerate(found) if digest is not None), 0)
+    digest = found[k]
     order: Order = "changed"
     if digest is None:
         order = "after"
     elif digest == criterion.digest:
         order = "before"
-    commit = under.get("commit", "") if digest else ""
-    return Stated(study=study, measured=facts["measured"][:10], order=order, commit=commit[:10])
+    commit = known[k].get("commit", "") if digest else ""
+    return Stated(study=study, measured=parts[k]["measured"][:10], order=order, commit=commit[:10])
 
 
 def _apart(criterion: Criterion, ours: Sequence[Any], theirs: Sequence[Any]) -> Number | None:

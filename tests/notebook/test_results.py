@@ -144,6 +144,19 @@ def test_a_later_study_does_not_hide_that_a_criterion_came_after_its_own_table(c
     assert [(one.study, one.order) for one in found.criteria[0].stated] == [("toy", "after")]
 
 
+@pytest.mark.parametrize(
+    ("digest", "order"), [({"size": DIGEST}, "before"), ({"size": "0"}, "changed"), ({}, "after")]
+)
+def test_a_table_may_have_gone_on_under_further_criteria(collect, digest, order):
+    known = {"criteria": {"commit": "a" * 40, "digests": {"T1": {"other": DIGEST}}}}
+    later = {"criteria": {"commit": "b" * 40, "digests": {"T1": digest}}}
+    facts = {**TABLE, **known, "later": [{"measured": "2026-11-29T10:00:00", **later}]}
+    (entry,) = collect(entry=STUDIED, toy=facts).claims
+    (stated,) = entry.criteria[0].stated
+    day, commit = ("2026-11-29", "b" * 10) if digest else ("2026-11-23", "")
+    assert stated == results.Stated(study="toy", measured=day, order=order, commit=commit)
+
+
 def test_what_the_chapter_measures_itself_is_held_against_no_table(collect):
     entry = {**STUDIED, "criteria": [{**CRITERION, "study": "none"}]}
     (found,) = collect(entry=entry, toy=TABLE).claims
