@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -87,7 +88,7 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 127.5 - 1
 
 
-def faces(n: int, seed: int, *, size: int = 64) -> Pictures:
+def faces(n: int, seed: int, *, size: int = 64, features: bool = True) -> Pictures:
     """Cartoon faces with known attributes, drawn by python-avatars and rendered by resvg.
 
     Both are MIT licensed; the parts are Pablo Stanley's Avataaars, free for any use. Each face is
@@ -102,6 +103,9 @@ def faces(n: int, seed: int, *, size: int = 64) -> Pictures:
         At least 0.
     size : int, default 64
         Edge in pixels.
+    features : bool, default True
+        Whether eyes, brows, nose, mouth and glasses are drawn. Without them the same heads have
+        bare skin there.
 
     Returns
     -------
@@ -128,7 +132,8 @@ def faces(n: int, seed: int, *, size: int = 64) -> Pictures:
     check_count(n, "n")
     check_count(seed, "seed", least=0)
     check_count(size, "size")
-    kept = stored(f"faces-{seed}-{size}", n, lambda: _drawn(n, seed, size))
+    name = f"faces-{seed}-{size}" if features else f"heads-{seed}-{size}"
+    kept = stored(name, n, lambda: _drawn(n, seed, size, features=features))
     pixels, labels = (torch.from_numpy(kept[name][:n]) for name in ("pixels", "labels"))
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), labels)
 
@@ -240,7 +245,7 @@ def _shipped_digits() -> Arrays:
     return {"pixels": rows[:, :-1].reshape(-1, 1, 28, 28), "labels": rows[:, -1].astype(np.int64)}
 
 
-def _drawn(n: int, seed: int, size: int) -> Arrays:
+def _drawn(n: int, seed: int, size: int, *, features: bool) -> Arrays:
     labels, images = [], []
     for number in tqdm(range(n), "faces", disable=n < 1000):
         rng = np.random.default_rng([seed, number])
@@ -250,11 +255,11 @@ def _drawn(n: int, seed: int, size: int) -> Arrays:
             key: values[i] for (key, values), i in zip(ATTRIBUTES.items(), label, strict=True)
         }
         labels.append(label)
-        images.append(_face(chosen | varied, size))
+        images.append(_face(chosen | varied, size, features=features))
     return {"pixels": np.stack(images), "labels": np.array(labels)}
 
 
-def _face(kinds: dict[str, str], size: int) -> NDArray[np.uint8]:
+def _face(kinds: dict[str, str], size: int, *, features: bool = True) -> NDArray[np.uint8]:
     """Draw one face, shape (size, size, 3), without the hem of the clothes at the bottom."""
     import python_avatars as avatars  # only for those who draw
     from resvg_py import svg_to_bytes
@@ -274,9 +279,16 @@ def _face(kinds: dict[str, str], size: int) -> NDArray[np.uint8]:
         clothing=part["ClothingType"][kinds["clothing"]],
         clothing_color=part["ClothingColor"][kinds["clothes"]],
     )
-    png = svg_to_bytes(svg_string=avatar.render(), width=size, background="#ffffff")
+    drawing = avatar.render()
+    if not features:  # the groups stay, and are not shown
+        drawing = _FEATURES.sub(r'\1 display="none"', drawing)
+    png = svg_to_bytes(svg_string=drawing, width=size, background="#ffffff")
     pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
     return pixels[:size]
+
+
+#: What python-avatars calls the groups of eyes, brows, nose and mouth, and of glasses.
+_FEATURES = re.compile(r'(id="(?:transparent_Face|\w+_Accessory)")')
 
 
 @cache

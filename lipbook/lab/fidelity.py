@@ -334,3 +334,46 @@ def coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> float:
         raise ValueError(f"real must have more than {neighbours} rows, got {len(real)}")
     radii = torch.cdist(real, real).kthvalue(neighbours + 1, dim=1).values
     return float((torch.cdist(real, fake).amin(1) < radii).float().mean())
+
+
+class FacialFeatures:
+    """How much of a face's features images have: 0 in bare heads, 1 in faces, in the mean.
+
+    A matched filter: what drawn faces have in fine detail, and the same heads without eyes, brows,
+    nose, mouth and glasses have not, on average. Fine is what a blur of `edge` pixels takes away,
+    so that neither a colour nor a large spot counts. It is linear in the image, so that images of
+    which half are faces have a mean of one half. (Bare heads have edges, too: an image that is all
+    of one colour has about 0.1.)
+
+    Parameters
+    ----------
+    faces, heads : Tensor, shape (n, channels, height, width)
+        The same heads with their features and without.
+    edge : int, default 7
+        Of the blur, odd; what is fine in images of 64×64.
+
+    Examples
+    --------
+    >>> heads = torch.rand(8, 3, 16, 16)
+    >>> faces = heads.clone()
+    >>> faces[:, :, 6, [5, 10]] = 0  # eyes
+    >>> features = FacialFeatures(faces, heads)
+    >>> round(features(faces).mean().item(), 3), abs(round(features(heads).mean().item(), 3))
+    (1.0, 0.0)
+    """
+
+    def __init__(self, faces: Tensor, heads: Tensor, *, edge: int = 7) -> None:
+        self.edge = edge
+        pattern = (self._detail(faces) - self._detail(heads)).mean(0)
+        self.pattern = pattern / pattern.square().sum()
+        self.bare = 0.0
+        self.bare = float(self(heads).mean())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return one value an image, shape (n,)."""
+        return (self._detail(images) * self.pattern).sum((1, 2)) - self.bare
+
+    def _detail(self, images: Tensor) -> Tensor:
+        grey = images.mean(1, keepdim=True)
+        padded = nn.functional.pad(grey, [self.edge // 2] * 4, mode="replicate")
+        return (grey - nn.functional.avg_pool2d(padded, self.edge, stride=1))[:, 0]
