@@ -35,7 +35,8 @@
         "For this W claim PI2, which takes |λ| for the norm, fails.";
     } else if (s1 > 0) {
       const why = W.b === W.c ? "W is symmetric" : eigenvalue > (1 - 1e-9) * s1 ? "W is normal" : "W is nearly normal";
-      says = `The largest |λ| is ${fixed(eigenvalue)} and so is σ₁ to within a percent: ${why}. Can you make them differ?`;
+      const close = eigenvalue > (1 - 1e-9) * s1 ? "" : " to within a percent";
+      says = `The largest |λ| is ${fixed(eigenvalue)} and so is σ₁${close}: ${why}. Can you make them differ?`;
     }
     return {
       found,

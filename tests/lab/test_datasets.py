@@ -34,6 +34,29 @@ def test_faces_are_coloured_on_white_and_have_their_labels(kept):
     assert (labels.amin(0) < labels.amax(0)).all()
 
 
+def test_bare_heads_are_the_same_heads(kept):
+    with_features, without = (faces(8, 0, size=64, features=features) for features in (True, False))
+    assert torch.equal(with_features.labels, without.labels)
+    differ = (with_features.pixels != without.pixels).any(1)
+    assert differ.flatten(1).any(1).all()
+    rows, columns = differ.any(0).nonzero(as_tuple=True)
+    # Brows to mouth, and from one hinge of the glasses to the other.
+    assert rows.min() >= 18
+    assert rows.max() <= 44
+    assert columns.min() >= 14
+    assert columns.max() <= 50
+    assert sorted(path.name for path in kept.iterdir()) == ["faces-0-64.npz", "heads-0-64.npz"]
+
+
+def test_every_pair_of_glasses_is_left_out():
+    kinds = {key: values[0] for key, values in (ATTRIBUTES | datasets._VARIED).items()}
+    bare = datasets._face(kinds, 32, features=False)
+    for attribute in ("glasses", "mouth"):
+        for value in ATTRIBUTES[attribute]:
+            drawn = datasets._face(kinds | {attribute: value}, 32, features=False)
+            assert (drawn == bare).all(), value
+
+
 def test_labels_say_what_is_drawn(kept):
     kinds = {key: values[0] for key, values in (ATTRIBUTES | datasets._VARIED).items()}
     bald = datasets._face(kinds, 32)

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 
 from lipbook.lab import fidelity
 from lipbook.lab.data import digits, split
-from lipbook.lab.fidelity import digit_features, frechet_distance, random_features
+from lipbook.lab.fidelity import (
+    FacialFeatures,
+    digit_features,
+    frechet_distance,
+    random_features,
+)
 from lipbook.lab.images import photo_patches
 
 modest = settings(max_examples=25, deadline=None, derandomize=True)
@@ -269,3 +274,39 @@ def test_the_first_callers_mode_decides_nothing(mode, monkeypatch):
     monkeypatch.setattr(fidelity, "digit_features", digit_features.__wrapped__)
     with mode():
         torch.testing.assert_close(fidelity.digit_features()(images), expected)
+
+
+# --- the features of a face ---
+
+
+def smooth_heads(n=6, side=24, seed=0):
+    """Images without detail: a colour each, and a slope of grey."""
+    colours = gaussian(n, 3, 1, 1, seed=seed)
+    return colours + torch.linspace(-1, 1, side, dtype=torch.float64)[:, None].expand(side, side)
+
+
+def with_eyes(heads, contrast=1.0, row=10):
+    drawn = heads.clone()
+    drawn[:, :, row, [8, 15]] -= contrast
+    return drawn
+
+
+@pytest.fixture
+def features():
+    heads = smooth_heads()
+    return FacialFeatures(with_eyes(heads), heads)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
+def test_features_count_by_their_contrast_and_not_by_colour(features, contrast):
+    others = smooth_heads(seed=1)
+    expected = torch.full((6,), contrast, dtype=torch.float64)
+    torch.testing.assert_close(features(with_eyes(others, contrast)), expected)
+
+
+def test_features_elsewhere_or_as_large_as_the_head_are_none(features):
+    heads = smooth_heads(seed=1)
+    assert features(with_eyes(heads, row=19)).abs().max() < 0.1
+    spotted = heads.clone()
+    spotted[:, :, 4:17, 2:22] -= 1
+    assert features(spotted).abs().max() < 0.1

@@ -15,7 +15,7 @@ import studies
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
-from studies import _pool, panels, rivals, rivals_on_faces, small_panels, yardstick
+from studies import _pool, facial_features, panels, rivals, rivals_on_faces, small_panels, yardstick
 from studies._pictures import norm_by_squaring, project_exactly
 from workflow import study as measuring
 from workflow.project import CATALOGUE
@@ -330,3 +330,39 @@ def test_a_yardstick_calls_images_that_are_not_finite_infinitely_far():
     real = torch.rand(20, 1, 28, 28)
     judged = Yardstick(AttributeClassifier((1, 28, 28), [10]), real).judge(real / 0)
     assert judged == {"distance": float("inf"), "confident": 0.0, "coverage": 0.0}
+
+
+@pytest.mark.parametrize(("ladder", "rungs"), facial_features.LADDERS.items())
+def test_the_filter_ranks_what_is_known_to_have_less_of_a_face(ladder, rungs):
+    table = studies.load("facial_features")
+    seen = table[table["ladder"] == ladder].set_index("level").loc[list(rungs), "features"]
+    assert seen.iloc[0] == pytest.approx(1, abs=0.05)
+    assert (seen.iloc[1:] < seen.iloc[0] - 0.2).all()
+    if ladder != "out of place":  # where what is a little off may be as bad as what is far off
+        assert (seen.diff().dropna() < 0).all()
+
+
+def test_both_divisions_meet_the_same_seeds_at_either_step_size():
+    plan = pd.DataFrame(facial_features.cells())
+    tests = plan[plan["part"] == "test"]
+    kinds = tests.groupby(["division", "lr"])["seed"].agg(list)
+    assert len(kinds) == 4
+    assert all(seeds == list(facial_features.SEEDS) for seeds in kinds)
+    known = {*small_panels.SEEDS, *small_panels.TUNING_SEEDS}
+    assert known.isdisjoint(facial_features.SEEDS)
+    small = studies.load("small_panels").query("part == 'best' and norm == 'none'")
+    chosen = small.groupby("division")["lr"].unique()
+    for where, lr in facial_features.BEST.items():
+        assert list(chosen[f"{where}, article"]) == [lr]
+
+
+def test_ends_are_those_of_one_division_at_one_step_size():
+    rows = [
+        {"division": division, "lr": lr, "step": step, "seed": 3, "features": step + 1000 * lr}
+        for division, best in facial_features.BEST.items()
+        for lr in (facial_features.EQUAL, best)
+        for step in (1000, 1500)
+    ]
+    table = pd.DataFrame(rows)
+    assert facial_features.ends(table, "inside", best=True).to_dict() == {3: 1500.7}
+    assert facial_features.ends(table, "after", best=False).to_dict() == {3: 1500.2}

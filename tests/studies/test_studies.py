@@ -343,6 +343,7 @@ def affordable(
 #: or what judges is read first. Panels are repeated by `make study STUDY=panels CHECK=1` alone.
 REPEATED = {
     "classes": 15,
+    "facial_features": 20,
     "open_question": 6,
     "panels": 120,
     "rivals": 35,
@@ -357,8 +358,10 @@ REPEATED = {
 }
 #: What a repetition reads from ``build/data``. To draw the faces and to train their readers takes
 #: ten minutes: a run of the tests does not, `make study` does.
+_FACES = {"faces-0-64", "reader-faces-64", "faces-1-64", "heads-1-64"}
 _JUDGES = {"mnist", "faces-0-64", "reader-mnist", "reader-faces-32", "reader-faces-64"}
 NEEDED = {
+    "facial_features": _FACES,
     "panels": _JUDGES,
     "rivals": {"mnist", "reader-mnist"},
     "rivals_on_faces": {"faces-0-64", "reader-faces-32"},
@@ -385,7 +388,7 @@ def test_what_is_not_drawn_yet_is_not_repeated(tmp_path):
     # A time is not repeated, so that step_times needs nothing.
     waiting = {n for n in MEASURED if not prepared(n, tmp_path)}
     assert waiting == set(pictured) - {"step_times"}
-    for file in _JUDGES:
+    for file in _JUDGES | _FACES:
         (tmp_path / f"{file}.npz").touch()
     assert all(prepared(n, tmp_path) for n in MEASURED)
 
