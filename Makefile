@@ -18,6 +18,7 @@ NAMES := $(foreach v,$(filter-out $(OURS),$(.VARIABLES)),$(if $(call given,$v),$
 PARAMETERS := $(foreach v,$(sort $(NAMES)),$(call quote,$v=$(value $v)))
 otherwise = $(call quote,$(if $(call given,$1),$(value $1),$2))
 option = $(if $(call given,$1),$2 $(call quote,$(value $1)))
+writable = @test -w . || { echo "lipbook: $$PWD: this folder is read-only: work in a copy that you may write to"; exit 1; }
 unexport $(filter PYTHON%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
@@ -32,6 +33,7 @@ book: $(READY) ## execute the chapters and build the site (SEED=3 DEVICE=cuda SC
 
 test: $(READY) ## build the book at another seed and run every check (COVERAGE=yes)
 	$(if $(PARAMETERS),$(error make test takes no parameters: the checks choose their own seeds))
+	$(writable)
 	@$(RUN) -m workflow browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -84,6 +86,7 @@ audit: ## look for known vulnerabilities in what requirements.lock pins
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 bench: $(READY) ## compare speed with named peers, as ratios (BENCH=name for one)
+	$(foreach name,$(BENCH),$(if $(wildcard benchmarks/$(name).py),,$(error no benchmark '$(name)'; there are $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))))
 	@for name in $(foreach name,$(BENCH),$(call quote,$(name))); do OMP_NUM_THREADS=1 $(RUN) -m "benchmarks.$$name" || exit 1; done
 
 gpu-kit: $(READY) ## gather the wheels that `make gpu` needs on a machine without a network (PYTHON_VERSION=3.12)
@@ -112,6 +115,7 @@ clean: ## remove what the other targets made, the environment too
 # The environment is ready when the last step of its making is done: a killed set-up starts over.
 $(READY): requirements.lock pyproject.toml
 	@$(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipbook: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	$(writable)
 	@echo "Setting up $(VENV) (about two minutes) ..."
 	@rm -f $@
 	@$(call quote,$(PYTHON)) -m venv $(VENV)
