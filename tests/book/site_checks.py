@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
@@ -199,18 +200,62 @@ def opened(browser: Browser, address: str) -> Iterator[tuple[Page, Visit]]:
     context.set_default_timeout(PATIENCE)
     try:
         page = context.new_page()
-        page.on("request", lambda request: _note_request(visit, request.url))
-        page.on("console", lambda message: _note_message(visit, message.type, message.text))
-        page.on("pageerror", lambda error: visit.console.append(f"uncaught: {error}"))
-        page.goto(address)
-        yield page, visit
+        with _listening(page, visit):
+            page.goto(address)
+            yield page, visit
     finally:
         context.close()
 
 
-def look_at(browser: Browser, path: Path) -> Visit:
-    """Load a page once and try everything on it that a reader could."""
-    with opened(browser, path.as_uri()) as (page, visit):
+@contextmanager
+def _listening(page: Page, visit: Visit) -> Iterator[None]:
+    heard: dict[Any, Callable[[Any], None]] = {
+        "request": lambda request: _note_request(visit, request.url),
+        "console": lambda message: _note_message(visit, message.type, message.text),
+        "pageerror": lambda error: visit.console.append(f"uncaught: {error}"),
+    }
+    for event, note in heard.items():
+        page.on(event, note)
+    try:
+        yield
+    finally:
+        for event, note in heard.items():
+            page.remove_listener(event, note)
+
+
+class Reader:
+    """Reads one page after another in one tab, which keeps what they share in its memory.
+
+    Each page finds the browser as the first did: what the page before has stored is gone, and it
+    is left for an empty one.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._page: Page | None = None
+
+    def look_at(self, path: Path) -> Visit:
+        """Load a page once and try everything on it that a reader could."""
+        visit = Visit()
+        if self._page is None:
+            context = self._browser.new_context(offline=True, color_scheme="light")
+            context.set_default_timeout(PATIENCE)
+            self._page = context.new_page()
+        page, self._page = self._page, None
+        page.set_viewport_size({"width": 1280, "height": 800})
+        try:
+            with _listening(page, visit):
+                page.goto(path.as_uri())
+                self._try_everything(page, visit)
+            page.evaluate("() => [localStorage, sessionStorage].forEach((kept) => kept.clear())")
+            page.goto("about:blank")
+        except BaseException:
+            page.context.close()
+            raise
+        self._page = page
+        return visit
+
+    def _try_everything(self, page: Page, visit: Visit) -> None:
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
         visit.formulas.extend(page.evaluate(_FORMULAS))
         page.set_viewport_size({"width": 390, "height": 800})
@@ -220,7 +265,6 @@ def look_at(browser: Browser, path: Path) -> Visit:
             visit.solutions.extend(_solution_faults(solution))
         visit.theme.extend(_theme_faults(page))
         visit.access.extend(_access_faults(page))
-    return visit
 
 
 def _note_request(visit: Visit, address: str) -> None:

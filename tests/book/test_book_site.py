@@ -127,12 +127,17 @@ def test_no_code_is_lost_in_a_fold(chapter):
 # The site in a browser: one visit a page, whose complaints the tests share.
 
 
+@pytest.fixture(scope="module")
+def reader(browser):
+    return site_checks.Reader(browser)
+
+
 @pytest.fixture(scope="module", params=VISITED)
-def visit(request, browser):
+def visit(request, reader):
     key = passed.page_key(SITE, request.param)
     if request.config.getoption("--keep-passed") and passed.is_noted(request.param, key):
         return site_checks.Visit()
-    seen = site_checks.look_at(browser, SITE / request.param)
+    seen = reader.look_at(SITE / request.param)
     passed.note(request.param, key, seen == site_checks.Visit())
     return seen
 
@@ -479,9 +484,9 @@ DAMAGE += [faint_in(*combination) for combination in site_checks.COMBINATIONS]
 
 
 @pytest.fixture(scope="module")
-def bad_visit(browser, tmp_path_factory):
+def bad_visit(reader, tmp_path_factory):
     page = damaged(tmp_path_factory.mktemp("damaged"), *(addition for _, addition, _ in DAMAGE))
-    return site_checks.look_at(browser, page)
+    return reader.look_at(page)
 
 
 @pytest.mark.parametrize(("kind", "complaint"), [(kind, said) for kind, _, said in DAMAGE])
@@ -493,13 +498,13 @@ def test_damage_is_seen_where_it_shows_and_nowhere_else(bad_visit):
     assert len([line for line in bad_visit.access if "only-" in line]) == 4
 
 
-def test_a_page_that_ignores_clicks_is_noticed(tmp_path, browser):
+def test_a_page_that_ignores_clicks_is_noticed(tmp_path, reader):
     deaf = "<script>addEventListener('click', e => e.stopImmediatePropagation(), true)</script>"
     page = damaged(tmp_path, deaf)
-    assert "does not get dark by its button" in site_checks.look_at(browser, page).theme
+    assert "does not get dark by its button" in reader.look_at(page).theme
 
 
-def test_no_damage_is_seen_where_none_was_done(tmp_path, browser):
+def test_no_damage_is_seen_where_none_was_done(tmp_path, reader):
     page = damaged(
         tmp_path,
         '<div class="exercise" id="ex"></div><div class="solution dropdown admonition">',
@@ -507,7 +512,7 @@ def test_no_damage_is_seen_where_none_was_done(tmp_path, browser):
         f'<figure><img src="{DOT}" alt="{ALT}"><figcaption>x</figcaption></figure>',
         r'<span class="math">\(x\)</span><pre>$x$</pre>',
     )
-    assert site_checks.look_at(browser, page) == site_checks.Visit()
+    assert reader.look_at(page) == site_checks.Visit()
     assert site_checks.unanswered_exercises(page) == site_checks.picture_faults(page) == []
 
 
