@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.base import AXE_SCRIPT
 from bs4 import BeautifulSoup, Tag
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Page
 
 import lipbook
 
 #: What axe is asked in, neighbours of one width: it takes the theme a while to follow a new one.
-#: The first of a width is asked for everything, the second for what another theme changes.
-COMBINATIONS = [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")]
+#: Both are asked for colours, and the first of a width for the rest, which no theme changes.
+COMBINATIONS = [(1400, "dark"), (1400, "light"), (390, "light"), (390, "dark")]
 OF_COLOURS = ["color-contrast", "link-in-text-block"]
 PATIENCE = 180_000  # milliseconds: on a machine with other work, Playwright's 30 s are too few
 _HERE = ("", "file", "data", "blob", "about")
@@ -233,6 +233,7 @@ class Reader:
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
         self._page: Page | None = None
+        self._passed: set[str] = set()  # kinds of text whose colours axe found in order
 
     def look_at(self, path: Path) -> Visit:
         """Load a page once and try everything on it that a reader could."""
@@ -242,7 +243,7 @@ class Reader:
             context.set_default_timeout(PATIENCE)
             self._page = context.new_page()
         page, self._page = self._page, None
-        page.set_viewport_size({"width": 1280, "height": 800})
+        _resize(page, 1400)
         try:
             with _listening(page, visit):
                 page.goto(path.as_uri())
@@ -258,13 +259,33 @@ class Reader:
     def _try_everything(self, page: Page, visit: Visit) -> None:
         page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
         visit.formulas.extend(page.evaluate(_FORMULAS))
-        page.set_viewport_size({"width": 390, "height": 800})
+        _resize(page, 390)
         visit.width.extend(page.evaluate(_TOO_WIDE))
-        page.set_viewport_size({"width": 1280, "height": 800})
-        for solution in page.locator(".solution").all():
-            visit.solutions.extend(_solution_faults(solution))
+        _resize(page, 1400)
+        visit.solutions.extend(page.evaluate(_SOLUTIONS))
         visit.theme.extend(_theme_faults(page))
-        visit.access.extend(_access_faults(page))
+        visit.access.extend(self._access_faults(page))
+
+    def _access_faults(self, page: Page) -> Iterator[str]:
+        """Ask axe about a page with everything unfolded: of colours, and once a width of the rest.
+
+        Colours took nine tenths of its time: of the texts that a browser paints alike it judges
+        one, on every page until one has passed. What MathJax paints is not ours, and has the colour
+        of the text that it stands in.
+        """
+        page.evaluate(_PREPARE_FOR_AXE)
+        page.evaluate(AXE_SCRIPT)
+        page.evaluate(_JUDGE_THE_MARKED)
+        for width, theme in COMBINATIONS:
+            page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
+            resized = _resize(page, width)
+            found = page.evaluate(_COLOUR_FAULTS, [OF_COLOURS, sorted(self._passed)])
+            self._passed.update(found["passed"])
+            faults = found["faults"]
+            if resized or (width, theme) == COMBINATIONS[0]:
+                faults += page.evaluate(_OTHER_FAULTS, OF_COLOURS)
+            for rule, node in faults:
+                yield f"{rule}: {node} ({theme}, {width} px)"
 
 
 def _note_request(visit: Visit, address: str) -> None:
@@ -277,14 +298,14 @@ def _note_message(visit: Visit, kind: str, text: str) -> None:
         visit.console.append(f"{kind}: {text}")
 
 
-def _solution_faults(solution: Locator) -> Iterator[str]:
-    name = solution.get_attribute("id")
-    content = solution.locator("> :not(.admonition-title)").first
-    if content.is_visible():
-        yield f"solution {name!r} is not hidden"
-    solution.locator("> .admonition-title").click(position={"x": 5, "y": 5})
-    if not content.is_visible():
-        yield f"solution {name!r} does not open"
+def _resize(page: Page, width: int) -> bool:
+    """Give a page another width, if it has not that one; it then has a promise to have settled."""
+    size = {"width": width, "height": 900}
+    if page.viewport_size == size:
+        return False
+    page.evaluate(_PROMISE_TO_SETTLE)
+    page.set_viewport_size(size)
+    return True
 
 
 def _theme_faults(page: Page) -> Iterator[str]:
@@ -306,35 +327,13 @@ def _theme_faults(page: Page) -> Iterator[str]:
         yield "has the same background in dark"
 
 
-def _access_faults(page: Page) -> Iterator[str]:
-    """Ask axe about a page with everything unfolded: all its rules by width, colours by theme too.
-
-    Colours took nine tenths of its time: of the texts that a browser paints alike it judges one.
-    What MathJax paints is not ours, and has the colour of the text that it stands in.
-    """
-    page.evaluate(_PREPARE_FOR_AXE)
-    axe, options = Axe(), {"preload": False, "resultTypes": ["violations"]}
-    axe.run(page, options={"runOnly": ["html-has-lang"]})
-    page.evaluate(_JUDGE_THE_MARKED)
-    for width, theme in COMBINATIONS:
-        page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
-        asked = {**options, "runOnly": OF_COLOURS}
-        if page.viewport_size != (size := {"width": width, "height": 900}):
-            page.set_viewport_size(size)
-            page.wait_for_timeout(350)  # the theme lets the keyboard reach what scrolls after 300
-            asked = options
-        page.evaluate(_MARK_ONE_OF_A_KIND)
-        found = page.evaluate("options => axe.run(document, options)", asked)
-        for fault in found["violations"]:
-            for node in fault["nodes"]:
-                yield f"{fault['id']}: {node['html'][:120]} ({theme}, {width} px)"
-
-
 #: Of code, too, a token of each kind is enough, of thousands; one in a link has the link's line.
 _PREPARE_FOR_AXE = """() => {
   document.activeElement.blur(); // the theme's tooltips stand in no landmark
   document.querySelectorAll("mjx-container").forEach((formula) => formula.remove());
   document.querySelectorAll("article details").forEach((fold) => (fold.open = true));
+  for (const frame of [document.documentElement, ...document.querySelectorAll(".bd-sidebar")])
+    frame.scrollTo({ top: 0, behavior: "instant" });
   const kinds = new Set();
   for (const token of document.querySelectorAll("pre span:not(:has(span), a > *)"))
     if (kinds.has(token.className)) token.replaceWith(token.textContent);
@@ -346,30 +345,100 @@ _JUDGE_THE_MARKED = """() => axe.configure({ rules: [
   { id: "link-in-text-block", selector: "a[href][data-judged]" },
 ] })"""
 
-#: Texts are alike in their own colour, size and weight, in what they stand on, and in the text
-#: around them. A colour that glides when the theme changes is taken where it ends.
-_MARK_ONE_OF_A_KIND = """() => {
+#: Texts are alike in their own colour, size and weight, in what they stand on, in the text around
+#: them, and if they are links in whether they stand in a text. A colour that glides when the theme
+#: changes is taken where it ends, and a sidebar has room for all of its links. A kind has passed if
+#: axe says so, and not if it could not tell; of the texts in a drawing it never can.
+_COLOUR_FAULTS = r"""async ([rules, passed]) => {
   document.getAnimations().forEach((glide) => glide.finish());
   document.querySelectorAll("[data-judged]").forEach((node) => delete node.dataset.judged);
-  const grounds = new Map([[null, ""]]), seen = new Set();
+  const grounds = new Map([[null, ""]]);
   const ground = (node) => {
     if (!grounds.has(node)) {
-      const { backgroundColor, backgroundImage, opacity } = getComputedStyle(node);
+      const { backgroundColor, backgroundImage, opacity, position } = getComputedStyle(node);
       const own = [backgroundColor, backgroundImage, opacity].join();
+      const lifted = ["absolute", "fixed"].includes(position) ? `|${node.className}` : "";
       const below = ground(node.parentElement);
-      grounds.set(node, own === "rgba(0, 0, 0, 0),none,1" ? below : `${below}|${own}`);
+      grounds.set(node, below + (own === "rgba(0, 0, 0, 0),none,1" ? "" : `|${own}`) + lifted);
     }
     return grounds.get(node);
   };
-  for (const node of document.querySelectorAll("body *")) {
-    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())) continue;
+  const isSeen = (node) => {
+    const { width, height, bottom } = node.getBoundingClientRect();
+    const isPainted = node.checkVisibility({ visibilityProperty: true });
+    return isPainted && width > 1 && height > 1 && bottom > 0;
+  };
+  const says = (node) => [...node.childNodes].some((child) =>
+    child.nodeType === 3 && /[\p{L}\p{N}]/u.test(child.data));
+  const within = (node) => {
+    const block = node.parentElement.closest("p, li, dd, dt, td, th, figcaption, div, body");
+    return [...block.childNodes].some((part) => part.nodeName !== "A" && part.textContent.trim());
+  };
+  const marked = new Map(), seen = new Set(passed);
+  for (const node of document.querySelectorAll("body :not(svg, svg *)")) {
+    if (!says(node) || !isSeen(node)) continue;
     const own = getComputedStyle(node), around = getComputedStyle(node.parentElement);
-    const kind = [node.tagName === "A", own.color, own.fontSize, own.fontWeight, own.textShadow,
-      own.textDecorationLine, around.color, around.fontWeight, ground(node),
-      node.checkVisibility({ visibilityProperty: true })].join("/");
-    if (!seen.has(kind)) node.dataset.judged = "";
+    const kind = [node.tagName === "A" ? within(node) : "text", own.color, own.fontSize,
+      own.fontWeight, own.textShadow, own.textDecorationLine, around.color, around.fontWeight,
+      ground(node),
+    ].join("/");
+    if (!seen.has(kind)) {
+      node.dataset.judged = "";
+      marked.set(node, kind);
+    }
     seen.add(kind);
   }
+  if (!marked.size) return { faults: [], passed: [] };
+  const frames = document.querySelectorAll(".bd-sidebar");
+  frames.forEach(({ style }) => { style.maxHeight = "none"; style.overflow = "visible"; });
+  const resultTypes = ["violations", "incomplete", "passes"];
+  const found = await axe.run(
+    { include: [["[data-judged]"]] },
+    { preload: false, resultTypes, runOnly: rules, elementRef: true },
+  );
+  frames.forEach(({ style }) => { style.maxHeight = style.overflow = ""; });
+  const nodes = (found) => found.flatMap(({ nodes }) => nodes.map(({ element }) => element));
+  const doubtful = new Set(nodes([...found.violations, ...found.incomplete]));
+  return {
+    faults: found.violations.flatMap(({ id, nodes }) =>
+      nodes.map(({ html }) => [id, html.slice(0, 120)])),
+    passed: nodes(found.passes)
+      .filter((node) => !doubtful.has(node)).map((node) => marked.get(node)),
+  };
+}"""
+
+_OTHER_FAULTS = """async (but) => {
+  await window.settled;
+  const rules = Object.fromEntries(but.map((rule) => [rule, { enabled: false }]));
+  const found = await axe.run(document, { preload: false, resultTypes: ["violations"], rules });
+  return found.violations.flatMap(({ id, nodes }) =>
+    nodes.map(({ html }) => [id, html.slice(0, 120)]));
+}"""
+
+#: The theme lets the keyboard reach what scrolls 300 ms after a change of the window's size.
+_PROMISE_TO_SETTLE = """() => {
+  window.settled = new Promise((done) =>
+    addEventListener("resize", () => setTimeout(done, 350), { once: true }));
+}"""
+
+#: As a mouse does: what lies at a corner of the title is clicked, and nothing below it.
+_SOLUTIONS = """() => {
+  const complaints = [];
+  const isShown = (node) => {
+    const { width, height } = node.getBoundingClientRect();
+    return width > 0 && height > 0 && node.checkVisibility({ visibilityProperty: true });
+  };
+  for (const solution of document.querySelectorAll(".solution")) {
+    const title = solution.querySelector(":scope > .admonition-title");
+    const content = solution.querySelector(":scope > :not(.admonition-title)");
+    if (isShown(content)) complaints.push(`solution '${solution.id}' is not hidden`);
+    title.scrollIntoView({ block: "center", behavior: "instant" });
+    const { left, top } = title.getBoundingClientRect();
+    const pressed = document.elementFromPoint(left + 5, top + 5);
+    if (title.contains(pressed)) pressed.click();
+    if (!isShown(content)) complaints.push(`solution '${solution.id}' does not open`);
+  }
+  return complaints;
 }"""
 
 # MathJax marks what it could not read, in the picture and again in the text for screen readers.

@@ -459,6 +459,15 @@ DAMAGE = [
         '<div class="solution" id="b"><p class="admonition-title">x</p><p hidden>shut</p></div>',
         "solution 'b' does not open",
     ),
+    (
+        "solutions",
+        (
+            '<div style="position: relative"><div class="solution dropdown admonition" id="c">'
+            '<p class="admonition-title">x</p><p>y</p></div>'
+            '<i style="position: absolute; inset: 0; z-index: 2"></i></div>'
+        ),
+        "solution 'c' does not open",
+    ),
     ("access", '<button type="button"></button>', "button-name: <button"),
     (
         "access",
@@ -468,6 +477,20 @@ DAMAGE = [
     ("access", '<p style="color: #999">pale</p>', '<p style="color: #999"'),
     ("access", '<p style="color: #444">deep</p>', '<p style="color: #444"'),
     ("access", '<pre><span class="own" style="color: #aaa">code</span></pre>', '<span class="own"'),
+    (
+        "access",
+        (
+            '<div><a style="all: unset; color: #333" href="#">a link alone</a></div>'
+            '<p>A word, <a class="own" style="all: unset; color: #333" href="#">a link</a></p>'
+        ),
+        'link-in-text-block: <a class="own"',
+    ),
+    ("access", "<style>.bd-sidebar .caption-text {color: #999}</style>", '<span class="caption-t'),
+    (
+        "access",
+        "<style>.bd-links ul:last-of-type > li:last-child > a {color: #999 !important}</style>",
+        'color-contrast: <a class="reference internal"',
+    ),
 ]
 
 
@@ -496,6 +519,17 @@ def test_damage_is_seen_in_the_browser(bad_visit, kind, complaint):
 
 def test_damage_is_seen_where_it_shows_and_nowhere_else(bad_visit):
     assert len([line for line in bad_visit.access if "only-" in line]) == 4
+
+
+def test_a_page_is_seen_as_if_it_were_the_first(tmp_path, reader):
+    """A colour that failed fails again, and what a page has stored is gone."""
+    script = "if ('left' in localStorage) console.error('not the first'); localStorage.left = 1"
+    page = damaged(
+        tmp_path, '<p class="own" style="color: #998">pale</p>', f"<script>{script}</script>"
+    )
+    first, second = reader.look_at(page), reader.look_at(page)
+    assert first == second
+    assert (len(first.access), first.console) == (2, [])
 
 
 def test_a_page_that_ignores_clicks_is_noticed(tmp_path, reader):
