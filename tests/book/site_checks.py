@@ -299,12 +299,16 @@ def _note_message(visit: Visit, kind: str, text: str) -> None:
 
 
 def _resize(page: Page, width: int) -> bool:
-    """Give a page another width, if it has not that one; it then has a promise to have settled."""
+    """Give a page another width, if it has not that one; it then has a promise to have settled.
+
+    The theme lets a sidebar glide into its place, and the text beside it: here they are there.
+    """
     size = {"width": width, "height": 900}
     if page.viewport_size == size:
         return False
     page.evaluate(_PROMISE_TO_SETTLE)
     page.set_viewport_size(size)
+    page.evaluate("() => document.getAnimations().forEach((glide) => glide.finish())")
     return True
 
 
