@@ -46,6 +46,7 @@ import torch
 from PIL import Image
 
 import studies
+from lipbook.notebook.catalogue import catalogue as read_catalogue
 
 Cell = dict[str, Any]
 
@@ -171,6 +172,8 @@ def run(
 ) -> None:
     """Measure what fits in some minutes; a name that comes twice has twice the share of workers."""
     deadline = time.monotonic() + 60 * minutes
+    if (claims := _catalogue()).exists():
+        read_catalogue(claims)  # hours later it would be too late to learn that it cannot be read
     folder.mkdir(parents=True, exist_ok=True)
     books = {name: Book(name, folder, tiny=tiny) for name in dict.fromkeys(names)}
     alone = [n for n in books if getattr(importlib.import_module(f"studies.{n}"), "ALONE", False)]
@@ -374,9 +377,13 @@ def printed(command: list[str]) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _catalogue() -> Path:
+    return studies.folder().parent / "claims.yml"
+
+
 def criteria(claims: Sequence[str], catalogue: Path | None = None) -> dict[str, str]:
     """Return a digest of the text of each criterion of these claims in the catalogue."""
-    catalogue = catalogue or studies.folder().parent / "claims.yml"
+    catalogue = catalogue or _catalogue()
     if not catalogue.exists():
         return {}
     entries = re.split(r"(?m)^  - id: ", catalogue.read_text(encoding="utf-8"))

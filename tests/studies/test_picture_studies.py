@@ -252,6 +252,15 @@ def test_a_pool_is_gathered_under_the_catalogue_of_the_day_it_began(tmp_path, mo
     assert stated(read) == {}
 
 
+def test_a_pool_does_not_begin_under_a_catalogue_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "folder", lambda: tmp_path / "studies")
+    bad = CATALOGUE.read_text(encoding="utf-8").replace("study: rivals,", "study: revels,")
+    (tmp_path / "claims.yml").write_text(bad, encoding="utf-8")
+    with pytest.raises(ValueError, match="SP5: 'revels' is none of its studies"):
+        _pool.run(["rivals"], tmp_path / "pool", workers=1)
+    assert not (tmp_path / "pool").exists()
+
+
 @pytest.mark.parametrize(
     ("parts", "ended"), [(("tuning", "tuning"), 2), (("test", "test", "test"), 1)]
 )
