@@ -4,13 +4,11 @@ In `small_panels`, without BatchNorm, generators whose critic is divided inside 
 paint eyes, glasses and mouths, and those whose critic is divided after each step paint heads and no
 face. That was seen by eye, and the distance does not confirm it. Here the same trainings are run at
 seeds that nobody has seen, and judged by a yardstick made for the question: the matched filter
-`FacialFeatures`, which is 0 for bare heads and 1 for drawn faces, in the mean.
+`FacialFeatures`, which is 0 for bare heads and 1 for drawn faces, in the mean (`facial_ladder`).
 
-Two parts. "ladder": does the filter rank what is known? Held-out faces of which a growing share is
-replaced by bare heads, or with less contrast, more blur, or out of place. "test": divided inside or
-after each step by the article's estimate, at the article's step size and at those that
-`small_panels` chose for each. Besides, the stable ranks of the critic's convolutions, of which
-chapter 6 says that a division after the step brings them down.
+The weights are divided inside or after each step by the article's estimate, at the article's step
+size and at those that `small_panels` chose for each. Besides, the stable ranks of the critic's
+convolutions are kept, of which chapter 6 says that a division after the step brings them down.
 
 The criteria stand in the catalogue since before the first test. The filter was tried on the
 pictures of `small_panels` (seeds 0, 1 and 2), which is why the tests have other seeds.
@@ -22,7 +20,6 @@ Cost, from `small_panels`: 0.3 to 0.45 s a cycle on one core. Twenty tests × 1,
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from functools import cache
 from itertools import islice, product
 from typing import Any
 
@@ -32,8 +29,6 @@ import torch
 from torch import nn
 
 import studies
-from lipbook.lab.datasets import faces, scaled
-from lipbook.lab.fidelity import FacialFeatures
 from lipbook.lab.gan import Rules, train_gan
 from lipbook.matrix_norms import stable_rank
 from studies._pictures import (
@@ -46,9 +41,9 @@ from studies._pictures import (
     numbers,
     project,
 )
+from studies.facial_ladder import judge
 from studies.panels import CRITIC_STEPS, KIND, LATENT_DIM
 from studies.small_panels import BATCH_SIZE, WIDTH
-from studies.yardstick import worsened
 
 #: Step sizes: the article's, and those that `small_panels` found best without BatchNorm.
 EQUAL = 2e-4
@@ -57,18 +52,6 @@ SEEDS = (3, 4, 5, 6, 7)  # type: tuple[int, ...]
 STOPS = (15, 100, 300, 600, 1000, 1500)
 #: Generated images that are looked at.
 N_JUDGED = 1000
-#: Faces of a seed of their own, and the same heads: those that the filter is made of, and those of
-#: the ladders.
-N_PATTERN, N_HELD, DRAWN_SEED = 1000, 1000, 1
-#: How far each goes: the share of bare heads, of the contrast that is taken, the edge of the blur
-#: and the shift in pixels.
-LADDERS: dict[str, tuple[float, ...]] = {
-    "bare heads": (0.0, 0.25, 0.5, 0.75, 1.0),
-    "less contrast": (0.0, 0.4, 0.8),
-    "blur": (1, 3, 5, 9),
-    "out of place": (0, 2, 4, 8),
-}
-
 #: How far a value may be off on another kind of machine, in the rows of `beginning`.
 TOLERANCE = {"features": 0.1, "log distance": 0.35}
 #: A training that ran out of time is a shorter training.
@@ -76,62 +59,22 @@ PARTIAL = True
 #: The claims whose criteria it is measured under.
 CLAIMS = ("SP8",)
 #: The grids that the page shows, by what their cells hold, and the step.
-PICTURES = (({"part": "test", "seed": SEEDS[0]}, STOPS[-1]),)
+PICTURES = (({"seed": SEEDS[0]}, STOPS[-1]),)
 
 Cell = dict[str, Any]
 
 
 def cells(*, tiny: bool = False) -> list[Cell]:
-    """List the rungs of the ladders, then the trainings seed by seed."""
-    few = slice(1) if tiny else slice(None)
-    plan: list[Cell] = [
-        {"part": "ladder", "ladder": ladder, "level": float(level), "seed": 0}
-        for ladder, levels in LADDERS.items()
-        for level in levels[few]
+    """List the trainings, seed by seed."""
+    steps = TINY if tiny else STOPS[-1]
+    return [
+        {"division": where, "lr": lr, "steps": steps, "seed": seed}
+        for seed, (where, best) in product(SEEDS[: 1 if tiny else None], BEST.items())
+        for lr in (EQUAL, best)
     ]
-    for seed, (where, best) in product(SEEDS[few], BEST.items()):
-        for lr in (EQUAL, best):
-            steps = TINY if tiny else STOPS[-1]
-            plan.append({"part": "test", "division": where, "lr": lr, "steps": steps, "seed": seed})
-    return plan
 
 
-def drawn(*, features: bool) -> torch.Tensor:
-    """Return drawn faces, or the same heads bare."""
-    return scaled(faces(N_PATTERN + N_HELD, DRAWN_SEED, features=features).pixels)
-
-
-@cache
-def judge() -> FacialFeatures:
-    """Return the filter, on the device of the cells."""
-    pair = (drawn(features=features)[:N_PATTERN].to(device()) for features in (True, False))
-    return FacialFeatures(*pair)
-
-
-def watch(part: str, seed: int, **cell: Any) -> Iterator[dict[str, Any]]:
-    """Yield the row of a rung, or the rows of a training with its images at the end."""
-    if part == "ladder":
-        seen = judge()(rung(seed=seed, **cell).to(device()))
-        yield {"features": float(seen.mean()), "spread": float(seen.std())}
-    else:
-        yield from trained(seed=seed, **cell)
-
-
-def rung(ladder: str, level: float, seed: int) -> torch.Tensor:
-    """Return drawn faces that the filter has not seen, made worse to a level."""
-    real = drawn(features=True)[N_PATTERN:]
-    if ladder == "bare heads":
-        n = round(level * N_HELD)
-        real[:n] = drawn(features=False)[N_PATTERN:][:n]
-        return real
-    if ladder == "less contrast":
-        return real * (1 - level)
-    if ladder == "out of place":
-        return real.roll(int(level), dims=2)
-    return worsened(real, torch.zeros(N_HELD), ladder, level, seed)
-
-
-def trained(division: str, lr: float, steps: int, seed: int) -> Iterator[dict[str, Any]]:
+def watch(division: str, lr: float, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Train one variant, and yield what is seen of its images and of its critic."""
     nets = generator, critic = networks(KIND, WIDTH, LATENT_DIM, seed)
     if division == "inside":
@@ -181,15 +124,10 @@ def ends(table: pd.DataFrame, division: str, *, best: bool) -> pd.Series[float]:
 
 def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Return the cells whose beginning is repeated, for `workflow.study.recheck`."""
-    names = {"ladder": ["part", "ladder", "level", "seed"]}
-    names["test"] = ["part", "division", "lr", "steps", "seed"]
-    return [
-        cell
-        for part, columns in names.items()
-        for cell in table.loc[table["part"] == part, columns].drop_duplicates().to_dict("records")
-    ]
+    names = ["division", "lr", "steps", "seed"]
+    return table[names].drop_duplicates().to_dict("records")
 
 
 def beginning(**cell: Any) -> list[dict[str, Any]]:
-    """Return the row of a rung, or of the first steps of a training."""
+    """Return the row of the first steps of a cell."""
     return numbers(islice(watch(**cell), 1))

@@ -15,7 +15,16 @@ import studies
 from lipbook.lab.dcgan import dcgan_critic
 from lipbook.lab.fidelity import AttributeClassifier, Yardstick
 from lipbook.power_iteration import spectral_norm
-from studies import _pool, facial_features, panels, rivals, rivals_on_faces, small_panels, yardstick
+from studies import (
+    _pool,
+    facial_features,
+    facial_ladder,
+    panels,
+    rivals,
+    rivals_on_faces,
+    small_panels,
+    yardstick,
+)
 from studies._pictures import norm_by_squaring, project_exactly
 from workflow import study as measuring
 from workflow.project import CATALOGUE
@@ -341,9 +350,9 @@ def test_a_yardstick_calls_images_that_are_not_finite_infinitely_far():
     assert judged == {"distance": float("inf"), "confident": 0.0, "coverage": 0.0}
 
 
-@pytest.mark.parametrize(("ladder", "rungs"), facial_features.LADDERS.items())
+@pytest.mark.parametrize(("ladder", "rungs"), facial_ladder.LADDERS.items())
 def test_the_filter_ranks_what_is_known_to_have_less_of_a_face(ladder, rungs):
-    table = studies.load("facial_features")
+    table = studies.load("facial_ladder")
     seen = table[table["ladder"] == ladder].set_index("level").loc[list(rungs), "features"]
     assert seen.iloc[0] == pytest.approx(1, abs=0.05)
     assert (seen.iloc[1:] < seen.iloc[0] - 0.2).all()
@@ -353,8 +362,7 @@ def test_the_filter_ranks_what_is_known_to_have_less_of_a_face(ladder, rungs):
 
 def test_both_divisions_meet_the_same_seeds_at_either_step_size():
     plan = pd.DataFrame(facial_features.cells())
-    tests = plan[plan["part"] == "test"]
-    kinds = tests.groupby(["division", "lr"])["seed"].agg(list)
+    kinds = plan.groupby(["division", "lr"])["seed"].agg(list)
     assert len(kinds) == 4
     assert all(seeds == list(facial_features.SEEDS) for seeds in kinds)
     known = {*small_panels.SEEDS, *small_panels.TUNING_SEEDS}

@@ -344,6 +344,7 @@ def affordable(
 REPEATED = {
     "classes": 15,
     "facial_features": 20,
+    "facial_ladder": 6,
     "open_question": 6,
     "panels": 120,
     "rivals": 35,
@@ -362,6 +363,7 @@ _FACES = {"faces-0-64", "reader-faces-64", "faces-1-64", "heads-1-64"}
 _JUDGES = {"mnist", "faces-0-64", "reader-mnist", "reader-faces-32", "reader-faces-64"}
 NEEDED = {
     "facial_features": _FACES,
+    "facial_ladder": {"faces-1-64", "heads-1-64"},
     "panels": _JUDGES,
     "rivals": {"mnist", "reader-mnist"},
     "rivals_on_faces": {"faces-0-64", "reader-faces-32"},
