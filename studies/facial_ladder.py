@@ -4,7 +4,8 @@
 mouth and glasses. Here it looks at a thousand others: a growing share of them replaced by bare
 heads, or all of them with less contrast, with more blur, or out of place.
 
-Cost: a second a cell on one core, once the faces are drawn (40 s, kept in ``build/data``).
+Cost: seven seconds a cell on one core, most of it to unpack the faces, once they are drawn (40 s,
+kept in ``build/data``).
 """
 
 from __future__ import annotations
