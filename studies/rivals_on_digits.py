@@ -1,0 +1,61 @@
+"""Chapter 6's study of SP5 on digits, with the hinge loss and one critic step.
+
+`rivals` has the digits of 28×28 pixels on the Wasserstein loss with five critic steps, measured on
+a GPU; its block with the hinge loss and one step was not reached. This is that block, small enough
+for a laptop: networks of half the width, batches of 32 and half the steps. What "fewer steps"
+means is said in `rivals`. The search has the three rounds of `studies._search`, a twentieth and
+three tenths as long as the tests; ten test seeds.
+
+Cost, from forty cycles on one core: 0.04 s a cycle divided, 0.05 to 0.06 s with a penalty. Three
+methods × (60 probes × 150 cycles, 12 to 28 runs × 900, 10 tests × 3,000) are 150,000 to 195,000
+cycles: 2.0 to 2.7 core-hours. R1, which no criterion names, comes last, if there is time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+
+from studies._pictures import numbers
+from studies._search import Block, Cell, Search, probes
+
+#: Loss and critic steps.
+SCHEDULES: tuple[Block, ...] = (("hinge", 1),)
+#: Generator steps of a run, by the critic steps for each and by its part.
+STEPS = {1: {"probe": 150, "tuning": 900, "wider": 900, "test": 3000}}
+SEARCH = Search("mnist", 16, 64, 32, STEPS, tuple(range(10)))
+
+#: How far the logarithm of a distance may be off on another machine, in the row of `beginning`.
+TOLERANCE = {"log distance": 0.35}
+
+#: The claims whose criteria it is measured under.
+CLAIMS = ("SP5",)
+#: The grids that chapter 6 shows, by what their cells hold, and the step.
+PICTURES = (({"part": "test", "seed": 0}, STEPS[1]["test"]),)
+
+
+def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
+    """List the runs by priority: each part of a method begins when the one before has ended."""
+    return SEARCH.cells(found, SCHEDULES, tiny=tiny)
+
+
+def watch(**cell: Any) -> Iterator[dict[str, Any]]:
+    """Train one generator; return what the yardstick says at the end, in a test along the way."""
+    return SEARCH.watch(**cell)
+
+
+def measure(**cell: Any) -> list[dict[str, Any]]:
+    """Return the rows of one cell, without the images."""
+    return numbers(watch(**cell))
+
+
+#: The cells whose beginning is repeated, for `workflow.study.recheck`.
+repeatable = probes
+
+
+def beginning(**cell: Any) -> list[dict[str, Any]]:
+    """Return the rows up to a tenth of a cell."""
+    return numbers(islice(watch(**cell), 2))
