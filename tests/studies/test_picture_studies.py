@@ -21,6 +21,7 @@ from studies import (
     facial_ladder,
     panels,
     rivals,
+    rivals_on_digits,
     rivals_on_faces,
     small_panels,
     yardstick,
@@ -80,25 +81,32 @@ def ended(plan, off):
     return pd.DataFrame([{**c, "step": c["steps"], "log distance": off(c)} for c in plan])
 
 
-def whole_plan(off):
-    """The runs of the faces' study where distances are what a function of the cell says."""
-    plan = rivals_on_faces.cells()
-    while len(more := rivals_on_faces.cells(ended(plan, off))) > len(plan):
+@pytest.fixture(params=[rivals_on_faces, rivals_on_digits], ids=["faces", "digits"])
+def searched(request):
+    """Each of the two studies with a search in rounds."""
+    return request.param
+
+
+def whole_plan(study, off):
+    """The runs of a study where distances are what a function of the cell says."""
+    plan = study.cells()
+    while len(more := study.cells(ended(plan, off))) > len(plan):
         plan = more
     return pd.DataFrame(plan)
 
 
-def test_the_faces_search_goes_on_with_each_methods_best_settings():
+def test_a_search_goes_on_with_each_methods_best_settings(searched):
     """Three go on of fifteen, and one of three; where a seed broke down, a setting is far off."""
 
     def off(cell):
         broke = cell["part"] == "tuning" and cell["seed"] == 101 and cell["generator_lr"] == 6e-4
         return np.inf if broke else abs(np.log(cell["generator_lr"] / 6e-4)) + cell["strength"]
 
-    table = whole_plan(off)
+    table = whole_plan(searched, off)
     effort = table.groupby(["loss", "part", "method"]).size().unstack()
     assert (effort.nunique(axis=1) == 1).all()
-    assert effort.loc["hinge", "SN"].tolist() == [60, 5, 12, 16]
+    n_tests = len(searched.SEARCH.test_seeds)
+    assert effort.loc["hinge", "SN"].tolist() == [60, n_tests, 12, 16]
     for method, strengths in rivals.STRENGTHS.items():
         own = table[table["method"] == method].drop_duplicates(["part", *rivals.SETTING])
         rates = own[own["strength"] <= strengths[0]].groupby("part")["generator_lr"].agg(set)
@@ -108,8 +116,8 @@ def test_the_faces_search_goes_on_with_each_methods_best_settings():
     assert seeds["test"].isdisjoint(seeds["probe"] | seeds["tuning"] | seeds["wider"])
 
 
-def test_the_faces_search_goes_beyond_the_edges_that_it_meets_and_no_other():
-    table = whole_plan(lambda c: -c["strength"] + abs(np.log(c["critic_lr"] / 6e-4)))
+def test_a_search_goes_beyond_the_edges_that_it_meets_and_no_other(searched):
+    table = whole_plan(searched, lambda c: -c["strength"] + abs(np.log(c["critic_lr"] / 6e-4)))
     tested = table[table["part"] == "test"].groupby("method")[rivals.SETTING].agg(set)
     wider = table[table["part"] == "wider"].groupby("method")[rivals.SETTING].agg(set)
     assert tested.loc["SN", "strength"] == {8.0}
@@ -120,18 +128,16 @@ def test_the_faces_search_goes_beyond_the_edges_that_it_meets_and_no_other():
         middle = {"SN": 2.0}.get(cell["method"], 1.0)
         return abs(np.log(cell["strength"] / middle)) + abs(np.log(cell["critic_lr"] / 6e-4))
 
-    assert set(whole_plan(inside)["part"]) == {"probe", "tuning", "test"}
+    assert set(whole_plan(searched, inside)["part"]) == {"probe", "tuning", "test"}
 
 
-def test_the_faces_search_waits_for_its_slowest_run():
+def test_a_search_waits_for_its_slowest_run(searched):
     def parts(found):
         return {
-            c["part"]
-            for c in rivals_on_faces.cells(found)
-            if (c["method"], c["loss"]) == ("SN", "hinge")
+            c["part"] for c in searched.cells(found) if (c["method"], c["loss"]) == ("SN", "hinge")
         }
 
-    rows = ended(rivals_on_faces.cells(), lambda cell: cell["strength"])
+    rows = ended(searched.cells(), lambda cell: cell["strength"])
     assert parts(rows.iloc[1:]) == {"probe"}
     assert parts(rows) == {"probe", "tuning"}
 
