@@ -13,7 +13,6 @@ cycles: 2.0 to 2.7 core-hours. R1, which no criterion names, comes last, if ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -37,14 +36,13 @@ CLAIMS = ("SP5",)
 PICTURES = (({"part": "test", "seed": 0}, STEPS[1]["test"]),)
 
 
+#: Trains one generator, and yields what the yardstick says, in a test along the way.
+watch = SEARCH.watch
+
+
 def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
     """List the runs by priority: each part of a method begins when the one before has ended."""
     return SEARCH.cells(found, SCHEDULES, tiny=tiny)
-
-
-def watch(**cell: Any) -> Iterator[dict[str, Any]]:
-    """Train one generator; return what the yardstick says at the end, in a test along the way."""
-    return SEARCH.watch(**cell)
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,6 @@ which no criterion names, comes last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -53,14 +52,13 @@ PICTURES = tuple(
 )
 
 
+#: Trains one generator, and yields what the yardstick says, in a test along the way.
+watch = SEARCH.watch
+
+
 def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
     """List the runs by priority: each part of a method begins when the one before has ended."""
     return SEARCH.cells(found, SCHEDULES, tiny=tiny)
-
-
-def watch(**cell: Any) -> Iterator[dict[str, Any]]:
-    """Train one generator; return what the yardstick says at the end, in a test along the way."""
-    return SEARCH.watch(**cell)
 
 
 def measure(**cell: Any) -> list[dict[str, Any]]:
