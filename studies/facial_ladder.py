@@ -4,8 +4,8 @@
 mouth and glasses. Here it looks at a thousand others: a growing share of them replaced by bare
 heads, or all of them with less contrast, with more blur, or out of place.
 
-Cost: seven seconds a cell on one core, most of it to unpack the faces, once they are drawn (40 s,
-kept in ``build/data``).
+Cost: seven seconds on one core to unpack the faces, once they are drawn (40 s, kept in
+``build/data``), then a second a cell.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def measure(ladder: str, level: float, seed: int) -> dict[str, float]:
     return {"features": float(seen.mean()), "spread": float(seen.std())}
 
 
+@cache
 def drawn(*, features: bool) -> Tensor:
     """Return drawn faces, or the same heads bare."""
     return scaled(faces(N_PATTERN + N_HELD, DRAWN_SEED, features=features).pixels)
@@ -62,7 +63,7 @@ def judge() -> FacialFeatures:
 
 def rung(ladder: str, level: float, seed: int) -> Tensor:
     """Return drawn faces that the filter has not seen, made worse to a level."""
-    real = drawn(features=True)[N_PATTERN:]
+    real = drawn(features=True)[N_PATTERN:].clone()
     if ladder == "bare heads":
         n = round(level * N_HELD)
         real[:n] = drawn(features=False)[N_PATTERN:][:n]

@@ -352,6 +352,11 @@ class FacialFeatures:
     edge : int, default 7
         Of the blur, odd; what is fine in images of 64×64.
 
+    Raises
+    ------
+    ValueError
+        If the two sets are not of one shape, or `edge` is even.
+
     Examples
     --------
     >>> heads = torch.rand(8, 3, 16, 16)
@@ -363,6 +368,14 @@ class FacialFeatures:
     """
 
     def __init__(self, faces: Tensor, heads: Tensor, *, edge: int = 7) -> None:
+        if faces.ndim != 4 or faces.shape != heads.shape:
+            raise ValueError(
+                "faces and heads must be of one shape (n, channels, height, width), "
+                f"got {tuple(faces.shape)} and {tuple(heads.shape)}"
+            )
+        check_count(edge, "edge")
+        if edge % 2 == 0:
+            raise ValueError(f"edge must be odd, got {edge}")
         self.edge = edge
         pattern = (self._detail(faces) - self._detail(heads)).mean(0)
         self.pattern = pattern / pattern.square().sum()

@@ -310,3 +310,17 @@ def test_features_elsewhere_or_as_large_as_the_head_are_none(features):
     spotted = heads.clone()
     spotted[:, :, 4:17, 2:22] -= 1
     assert features(spotted).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "edge", "said"),
+    [
+        (((2, 3, 8, 8), (3, 3, 8, 8)), 7, r"of one shape .* got \(2, 3, 8, 8\) and \(3, 3, 8, 8\)"),
+        (((3, 8, 8), (3, 8, 8)), 7, r"of one shape .* got \(3, 8, 8\)"),
+        (((2, 3, 8, 8), (2, 3, 8, 8)), 4, "edge must be odd, got 4"),
+        (((2, 3, 8, 8), (2, 3, 8, 8)), 0, "edge"),
+    ],
+)
+def test_what_is_no_pair_of_faces_and_heads_is_refused(shapes, edge, said):
+    with pytest.raises(ValueError, match=said):
+        FacialFeatures(*(torch.rand(shape) for shape in shapes), edge=edge)
