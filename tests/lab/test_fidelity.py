@@ -324,3 +324,12 @@ def test_features_elsewhere_or_as_large_as_the_head_are_none(features):
 def test_what_is_no_pair_of_faces_and_heads_is_refused(shapes, edge, said):
     with pytest.raises(ValueError, match=said):
         FacialFeatures(*(torch.rand(shape) for shape in shapes), edge=edge)
+
+
+def test_heads_with_edges_of_their_own_are_still_the_zero():
+    heads = smooth_heads()
+    heads[:, :, 10, 8:16] -= 2  # where the eyes come, in all of them
+    faces = with_eyes(heads)
+    seen_by = FacialFeatures(faces, heads)
+    assert seen_by(heads).mean().item() == pytest.approx(0)
+    assert seen_by(faces).mean().item() == pytest.approx(1)
