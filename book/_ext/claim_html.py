@@ -119,7 +119,7 @@ def criterion(finding: Finding) -> str:
     if finding.scale == "log":
         notes.append("geometric mean")
     if finding.p is not None:
-        notes.append(f"p {_p(finding.p)} after Holm")
+        notes.append(corrected(finding.p))
     notes += [outcome(finding), *history(finding)]
     words = f"{finding.quantity}: {found(finding)}; asked: {asked(finding)}"
     return f"<li>{text(words)} {_muted(notes)}</li>"
@@ -134,7 +134,7 @@ def table(
     heads = "".join(f"<th>{head}</th>" for head in ("quantity", "found", bound, "outcome"))
     rows = "".join(
         f"<tr><td>{text(f.quantity)} {_muted(notes(f))}</td><td>{text(found(f))}</td>"
-        f"<td>{text(asked(f))}</td><td>{text(outcome(f))}</td></tr>"
+        f'<td data-head="{bound}: ">{text(asked(f))}</td><td>{text(outcome(f))}</td></tr>'
         for f in findings
     )
     return (
@@ -175,7 +175,13 @@ def history(finding: Finding) -> list[str]:
 
 def came_about(stated: Stated) -> str:
     """Return how a criterion and a table came after one another."""
-    return _ORDERS[stated.order].format(**stated.model_dump())
+    words = _ORDERS[stated.order].format(**stated.model_dump())
+    return words.replace("the table", "what it judges in the table") if stated.later else words
+
+
+def corrected(p: float) -> str:
+    """Return a p-value after Holm's correction."""
+    return f"p {'< 0.001' if p < 0.001 else f'= {p:.2g}'} after Holm"
 
 
 def planned(criterion: Criterion) -> str:
@@ -270,10 +276,6 @@ def _minus(number: str) -> str:
 def _paragraph(heading: str, content: str) -> str:
     label = f"<em>{heading}:</em> " if heading else ""
     return f"<p>{label}{text(content.strip())}</p>" if content.strip() else ""
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
 def _tables(entry: Entry) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,14 @@ _LABELS = {"MPS": "shared by CUDA MPS", "cells that did not end": "runs cut off"
 _SHOWN = 8  #: texts of a column that are listed one by one
 _TUNING = 100  #: the first of the seeds on which settings are chosen, in every study
 
+#: How to read a table of criteria.
+_READING = (
+    '<p class="claim-reading">A criterion that <a href="../ledger.html#how-to-read-it">decides</a>'
+    " has to be met for the claim to hold; one that confines is our own, against the claim, and"
+    " limits it if met. <em>Met</em>: the whole interval lies on the side asked for, after Holm's"
+    " correction too (p below 0.05). <em>(8 of 10)</em>: so many seeds lie there by themselves.</p>"
+)
+
 #: From how many seconds on a unit is taken, and how many it has.
 _UNITS = ((5400, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
 
@@ -42,7 +51,6 @@ class Study(NamedTuple):
     name: str
     protocol: str
     claims: tuple[str, ...]
-    cells: tuple[str, ...]
     table: pd.DataFrame | None
     facts: dict[str, Any]
 
@@ -67,7 +75,6 @@ def read(root: Path, name: str) -> Study:
         name=name,
         protocol=ast.get_docstring(module) or "",
         claims=_constant(module, "CLAIMS"),
-        cells=_taken(root, module),
         table=pd.read_csv(path) if there else None,
         facts=json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if there else {},
     )
@@ -90,7 +97,7 @@ def protocol(
 def columns(study: Study, meanings: Mapping[str, str]) -> str:
     """Return a Markdown table of the columns: what they mean, and what they hold."""
     assert study.table is not None
-    first = sum(name in study.cells for name in study.table)
+    first = study.table.columns.get_loc("seed") + 1  # the last that a cell sets, in every study
     lines = [
         f"The first {first} columns name a cell, run in one piece; the others, its rows.\n",
         ":::{table}",
@@ -111,9 +118,16 @@ def means(root: Path, name: str) -> dict[str, str]:
 
 
 def result(
-    table: pd.DataFrame, where: str, rows: str, values: str, across: str = "", best: str = ""
+    table: pd.DataFrame,
+    where: str,
+    rows: str,
+    values: str,
+    across: str = "",
+    best: str = "",
+    names: str = "",
+    over: str = "",
 ) -> str:
-    """Return means over some rows of a table, as a Markdown table.
+    """Return means over some rows of a table, with the lowest and the highest, in Markdown.
 
     Parameters
     ----------
@@ -122,29 +136,41 @@ def result(
     where : str
         Which rows, as `pandas.DataFrame.query` reads it.
     rows, values : str
-        Columns, with semicolons between them: what has a row each, and what is averaged; of a
-        column "log x", exp of the mean.
+        Columns, with semicolons between them: what has a row each ("a + b" puts two columns into
+        one), and what is averaged; of a column "log x", exp of the mean.
     across : str
         A column whose values have a column each, if one is averaged.
     best : str
         A column, and those that name a run: of each run only the row counts where the first is
         largest, and of equals the last.
+    names : str
+        What heads and entries are called, such as "lr = step size; none = no".
+    over : str
+        The column of what the means are over, if not of the seeds.
     """
     keys, shown = rows.split("; "), values.split("; ")
+    called = dict(pair.split(" = ") for pair in names.split("; ") if pair)
     part = table.query(where)
     if best:
         score, *run = best.split("; ")
         part = part.loc[sorted(part[::-1].groupby(run, sort=False)[score].idxmax())]
-    found = part.groupby(keys + [across] * bool(across), sort=False)[shown].mean()
-    logarithms = [name for name in shown if name.startswith("log ")]
-    found[logarithms] = np.exp(found[logarithms])
+    for key in (key for key in keys if " + " in key):
+        part = part.assign(**{key: part[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
+    groups = part.groupby(keys + [across] * bool(across), sort=False)
+    found = groups[shown].agg(_spread)
+    counts = groups[over or ("run" if "run" in part else "seed")].nunique()
     if across:
-        found = found[shown[0]].unstack(across)[list(part[across].unique())]
-    found = found.map(_digits).reset_index()
+        found = found[shown[0]].unstack(across, "–")[list(part[across].unique())]
+    elif counts.nunique() > 1:
+        found[_plural(over)] = counts.astype(str)
+    found = found.reset_index().map(_key)
     heads = [str(name).removeprefix("log ").replace("_", " ") for name in found]
     sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
-    lines = [f"| {' | '.join(line)} |" for line in (heads, sides, *found.map(_key).to_numpy())]
-    return "\n".join([":::{table}", ":class: compact", *lines, ":::"])
+    cells = [heads, sides, *found.to_numpy()]
+    lines = [f"| {' | '.join(called.get(cell, cell) for cell in line)} |" for line in cells]
+    style = "compact across" if across else "compact"
+    told = _averaged(shown, sorted(counts.unique()), _plural(over))
+    return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
 
 
 def provenance(study: Study) -> str:
@@ -207,7 +233,7 @@ def cost(study: Study) -> str:
 def criteria(study: Study, results: Results) -> str:
     """Return the criteria that the table is held against, as HTML, a claim after the other."""
     found = [_of_claim(entry, study) for entry in results.claims if _concerns(entry, study)]
-    return "".join(found) or "<p>No claim is judged by this table alone.</p>"
+    return "".join([*found, _READING]) if found else "<p>No claim is judged by this table.</p>"
 
 
 def costs(root: Path, results: Results) -> str:
@@ -300,7 +326,7 @@ class StudyResult(ClaimsDirective):
     """What came out of a study, in a table of means: see `result` for the options."""
 
     required_arguments = 1
-    option_spec = dict.fromkeys(("where", "rows", "values", "across", "best"), str)
+    option_spec = dict.fromkeys(("where", "rows", "values", "across", "best", "names", "over"), str)
 
     def markdown(self) -> str:
         """Return the table."""
@@ -321,17 +347,6 @@ class FullWidth(ClaimsDirective):
     def markdown(self) -> str:
         """Return a paragraph."""
         return full_width(read(self.book.parent, "step_times").table)
-
-
-def _taken(root: Path, module: ast.Module) -> tuple[str, ...]:
-    """Return what a study's cells set, by the function that measures one, maybe another study's."""
-    functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
-    if takes := functions.get("watch", functions.get("measure")):
-        return tuple(arg.arg for arg in takes.args.args)
-    for node in module.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "measure":
-            return read(root, ast.unparse(node.value).partition(".")[0]).cells
-    return ()
 
 
 def _tested(table: pd.DataFrame) -> int:
@@ -396,20 +411,24 @@ def _judged(entry: Entry, study: Study) -> str:
 def _of_claim(entry: Entry, study: Study) -> str:
     """Return a claim with those of its criteria that are about the study's table."""
     about = [f for f in entry.criteria if study.name in {s.study for s in f.stated}]
-    orders = {claim_html.came_about(s) for f in about for s in f.stated}
-    common = orders if len(orders) == 1 else set()
+    orders = Counter(claim_html.came_about(s) for f in about for s in f.stated)
+    common = [order for order, count in orders.most_common(1) if count > 1 or len(about) == 1]
     each = "The criterion below" if len(about) == 1 else "Each criterion below"
-    when = "".join(f" {each} was {order}." for order in common)
+    but = ", unless its row says otherwise" if len(orders) > 1 else ""
+    when = "".join(f" {each} was {order}{but}." for order in common)
 
     def notes(finding: Finding) -> list[str]:
-        return [note for note in claim_html.history(finding) if note not in common]
+        against = "" if finding.role == "decides" else ", against the claim"
+        p = [] if finding.p is None else [claim_html.corrected(finding.p)]
+        came = [note for note in claim_html.history(finding) if note not in common]
+        return [finding.role + against, *p, *came]
 
     told = claim_html.table(about, notes) if about else ""
     if entry.planned and entry.id in study.claims:
         later = [c for c in entry.planned if c.study in ("", study.name)]
         told += f"<ul>{''.join(map(claim_html.planned, later))}</ul>"
     others = [f'<a href="{n}.html">{n}</a>' for n in entry.studies if n != study.name]
-    shared = f" It also rests on {', '.join(others)}." if others else ""
+    shared = f" The claim also rests on {', '.join(others)}." if others else ""
     verdict = f"<strong>{entry.verdict.capitalize()}.</strong>"
     return f"<p>{_asked(entry)} {verdict}{when}{shared}</p>{told}"
 
@@ -429,6 +448,33 @@ def _time(seconds: float) -> str:
 def _person(value: float) -> str:
     """Return a number to two digits."""
     return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _spread(column: pd.Series) -> str:
+    """Return the mean of a column, and the lowest and the highest if they differ."""
+    low, middle, high = column.min(), column.mean(), column.max()
+    if str(column.name).startswith("log "):
+        low, middle, high = np.exp([low, middle, high])
+    low, middle, high = map(_digits, (low, middle, high))
+    return middle if low == high else f'{middle} <span class="spread">({low}–{high})</span>'
+
+
+def _averaged(shown: list[str], counts: list[int], each: str) -> str:
+    """Return a sentence on what a table's means are over, and how many."""
+    if counts == [1]:
+        return "One run each."
+    logarithms = [name.removeprefix("log ") for name in shown if name.startswith("log ")]
+    kind = "Geometric means" if len(logarithms) == len(shown) else "Means"
+    of = f" (geometric of the {logarithms[0]})" if logarithms and kind == "Means" else ""
+    return f"{kind}{of} over {_range(counts)} {each}; in brackets the lowest and the highest."
+
+
+def _range(counts: list[int]) -> str:
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+def _plural(over: str) -> str:
+    return f"{over or 'seed'}s"
 
 
 def _digits(value: float) -> str:

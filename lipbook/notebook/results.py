@@ -41,6 +41,8 @@ class Stated(_Data):
     """Whether the criterion stood before the table, after it, or before it in another form."""
     commit: str = ""
     """Where it stood."""
+    later: bool = False
+    """Whether a part of the table was there already, which the criterion is not about."""
 
 
 class Finding(Criterion):
@@ -305,7 +307,8 @@ def _stated(
     elif digest == criterion.digest:
         order = "before"
     commit = known[k].get("commit", "") if digest else ""
-    return Stated(study=study, measured=parts[k]["measured"][:10], order=order, commit=commit[:10])
+    measured = parts[k]["measured"][:10]
+    return Stated(study=study, measured=measured, order=order, commit=commit[:10], later=k > 0)
 
 
 def _apart(criterion: Criterion, ours: Sequence[Any], theirs: Sequence[Any]) -> Number | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -115,10 +116,11 @@ def test_a_thousand_seeds_are_counted_from_those_that_test(root, runs, seeds):
     assert (found.seeds, found.thousand) == (seeds, expected)
 
 
-def test_a_study_may_measure_as_another_does(root):
-    text = "from studies import toy\n\nmeasure = toy.watch\n"
-    (root / "studies" / "twin.py").write_text(text)
-    assert study_page.read(root, "twin").cells == ("kind", "seed")
+@pytest.mark.parametrize("name", studies.names())
+def test_a_page_counts_the_columns_of_a_cell(name):
+    cell, *_ = importlib.import_module(f"studies.{name}").cells()
+    told = study_page.columns(study_page.read(ROOT, name), {})
+    assert f"The first {len(cell)} columns name a cell" in told
 
 
 def test_the_name_of_another_study_leads_to_its_page():
@@ -133,22 +135,55 @@ def test_equations_and_papers_are_links():
     assert told == f"As {link} says, in {{cite:t}}`a2018`; not (22)."
 
 
-def test_a_result_is_a_mean_to_two_digits():
-    table = pd.DataFrame(
-        {"kind": ["a", "a", "b"], "way": ["x", "y", "x"], "size": [1.0, 3.0, 14.2]}
-    )
-    lines = study_page.result(table, "size > 0", "kind", "size").splitlines()[2:-1]
-    assert lines == ["| kind | size |", "| :-- | --: |", "| a | 2.0 |", "| b | 14 |"]
-    across = study_page.result(table, "size > 0", "kind", "size", "way").splitlines()
-    assert across[-2] == "| b | 14 | – |"
-    logs = study_page.result(
-        table.rename(columns={"size": "log size"}), "way == 'x'", "kind", "log size"
-    )
-    assert logs.splitlines()[4] == "| a | 2.7 |"
+SIZES = pd.DataFrame(
+    {
+        "kind": ["a", "a", "b"],
+        "way": ["x", "y", "x"],
+        "seed": [0, 1, 0],
+        "size": [1.0, 3.0, 14.2],
+    }
+)
+
+
+def test_a_result_has_mean_least_greatest_and_seeds():
+    lines = study_page.result(SIZES, "kind == 'a'", "kind", "size").splitlines()
+    assert lines[2:4] == ["| kind | size |", "| :-- | --: |"]
+    assert lines[4] == '| a | 2.0 <span class="spread">(1.0–3.0)</span> |'
+    assert lines[-1] == "Means over 2 seeds; in brackets the lowest and the highest."
+    logs = SIZES.rename(columns={"size": "log size"})
+    lines = study_page.result(logs, "kind == 'a'", "kind", "log size").splitlines()
+    assert lines[4] == '| a | 7.4 <span class="spread">(2.7–20)</span> |'
+    assert lines[-1].startswith("Geometric means over 2 seeds;")
+
+
+def test_where_the_seeds_differ_each_row_has_its_own():
+    lines = study_page.result(SIZES, "size > 0", "kind", "size").splitlines()
+    assert lines[2] == "| kind | size | seeds |"
+    assert lines[5] == "| b | 14 | 1 |"
+    assert lines[-1].startswith("Means over 1 to 2 seeds;")
+
+
+def test_a_result_across_has_a_dash_where_nothing_was_measured():
+    lines = study_page.result(SIZES, "size > 0", "kind", "size", "way").splitlines()
+    assert lines[5] == "| b | 14 | – |"
+    assert lines[-1] == "One run each."
+
+
+def test_columns_of_a_result_may_be_joined_and_renamed():
+    told = study_page.result(SIZES, "size > 5", "kind + way", "size", names="kind + way = which")
+    assert told.splitlines()[2:5] == ["| which | size |", "| :-- | --: |", "| b / x | 14 |"]
+
+
+def test_a_criterion_against_the_claim_says_so_and_a_later_one_what_it_judges(root):
+    both = [{"role": "decides"}, {"role": "confines", "stated": [{**STATED[0], "later": True}]}]
+    judged = [{"id": f"c{i}", "stated": STATED, **CRITERION, **c} for i, c in enumerate(both)]
+    shown = BeautifulSoup(told(root, criteria=judged), "html.parser").get_text()
+    assert "size decides; stated after" in shown
+    assert "confines, against the claim; stated after what it judges in the table of toy" in shown
 
 
 def test_of_each_run_the_best_row_counts_and_of_equals_the_last():
-    table = pd.DataFrame({"run": [0, 0, 0, 1], "right": [1, 3, 3, 2], "size": [1.0, 2.0, 3.0, 5.0]})
+    table = pd.DataFrame({"run": [0, 0, 0, 1], "right": [1, 3, 3, 2], "size": [1.0, 2.0, 4.0, 4.0]})
     told = study_page.result(table.assign(kind="a"), "run < 2", "kind", "size", best="right; run")
     assert told.splitlines()[4] == "| a | 4.0 |"
 
