@@ -1,17 +1,25 @@
 """Chapter 4's study of the article's open question: (19) and (20) as regularizers of a classifier.
 
+- **Compared**: (19) and (20) in eighteen forms, beside no term, l2, decoupled weight decay,
+  dropout, early stopping and the spectral term (16).
+- **Tuned**: one of seven strengths a method, each √10 times the last (dropout from 0.1 to 0.9,
+  early stopping from 0.8 to 0.08 of the steps), for each seed on 400 validation images with as many
+  wrong labels.
+- **Criteria**: stated before the table, but the first run had been seen once, for the MLP; without
+  it the intervals are the same to within half a percent.
+- **Seeds**: ten.
+- **Not done**: strengths beyond the seven, where the strongest was chosen.
+
 The critic of (19) has one output and a segment between a real and a fake sample. A classifier has
 ten outputs, a loss and labels, so "used directly" can mean several things, and all are tried: the
 norm of the gradient with respect to the input of an output drawn at random (*logits*), of an output
 less the largest other (*margin*), or of the loss; at the examples (*data*) or at a random point
 between two of them (*between*); brought to 1 as in (19), kept at most at 1 as in (20), or brought
-to 0. Against no term, l2, decoupled weight decay, dropout, early stopping and the spectral term
-(16).
+to 0.
 
-MNIST, 200 training images, labels true or 40 % of them wrong; the 400 validation images, by which
-every method chooses one of seven strengths, have as many wrong labels; the best rival of a seed is
-the one that does best on them. Everything is done in float64, so that two machines agree, and all
-strengths and the ten seeds of a method as one stack.
+MNIST, 200 training images, labels true or 40 % of them wrong. The best rival of a seed is the one
+that does best on its validation images. Everything is done in float64, so that two machines agree,
+and all strengths and the ten seeds of a method as one stack.
 """
 
 from __future__ import annotations

@@ -1,11 +1,19 @@
 """Chapter 6's study of the article's two panels: its example on faces, divided inside or after.
 
+- **Compared**: the article's example on drawn faces of 64×64, its weights divided inside or after
+  the step, with BatchNorm in the critic and without.
+- **Tuned**: nothing: all have the article's step size, 2e-4.
+- **Criteria**: planned ones only; nothing is judged by this table.
+- **Seeds**: one.
+- **Not done**: five of the six trainings were cut off; half and full width, other seeds, other step
+  sizes and an exact norm after the step were not begun.
+
 The article shows faces from its own Keras example, once with the weights divided after each step
 and once with the division inside the forward pass. The plan has both, with the example's networks,
-optimizer and schedule at 64×64, on drawn faces, at its width or a fraction of it: the weights
-divided inside by the article's estimate (r = 5 from ones, differentiated) or by one warm step of
-power iteration, or after the step by the article's estimate or exactly; with BatchNorm in the
-critic, its γ divided or free, or without. Initial weights are torch's, not Keras's.
+optimizer and schedule, at its width or a fraction of it: the weights divided inside by the
+article's estimate (five iterations from the vector of ones, differentiated) or by one warm step of
+power iteration, or after the step by the article's estimate or exactly; BatchNorm's γ divided or
+free. Initial weights are torch's, not Keras's.
 
 The plan's parts, in order of priority, of which the first was begun. "equal": every variant at the
 article's step size, 2e-4, at a quarter of the width, and the main pair also at half and at full

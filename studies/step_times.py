@@ -1,10 +1,16 @@
 """Chapter 6's study of SP6: the time of a step with spectral normalization and with a penalty.
 
+- **Compared**: the time of a critic's step without a constraint, with normalization and with three
+  penalties, in the networks of `rivals` and `panels`.
+- **Tuned**: nothing.
+- **Criteria**: stated before the table was measured.
+- **Seeds**: none; a time is the median of seven rounds on a GPU, of three on one core.
+- **Not done**: other cards; on one core the article's own width.
+
 Cycles of five critic steps and one generator step of every method in turn, so that whatever else
 the machine does meets all of them; on a GPU as one CUDA graph, and launched one operation at a
-time; on a CPU with one thread, three rounds of one cycle. A time is that of a cycle over its five
-critic steps. The networks are those of the studies `rivals` and `panels`, at a quarter of the
-article's width and at its own. Times are of this machine; ratios are the result.
+time; on a CPU with one thread, one cycle a round. A time is that of a cycle over its five critic
+steps. Times are of this machine; ratios are the result.
 
 Cost: 15 s on a GPU and a minute on one core of a CPU, alone on the machine.
 """

@@ -1,9 +1,15 @@
 """Does the yardstick of generated images rank what is known to be worse? Before it judges anybody.
 
-Real images that it has not seen are made worse step by step: by noise, by blur, by keeping only
-some of their kinds (of digits, of hair), or by exchanging the left halves of some of them. At every
-rung its distance must grow; its coverage must fall with the kinds that are left out, and the share
-of attributes that it reads with confidence with noise, blur and exchanged halves.
+- **Compared**: real images that the yardstick has not seen, made worse step by step: by noise, by
+  blur, by keeping only some of their kinds (of digits, of hair), by exchanging the left halves of
+  some.
+- **Tuned**: nothing.
+- **Criteria**: none of a claim; what has to grow and to fall is said below.
+- **Seeds**: one, for digits and for faces of two sizes.
+- **Not done**: generated images, whose faults may be of other kinds.
+
+At every rung the distance must grow; the coverage must fall with the kinds that are left out, and
+the share of attributes that are read with confidence with noise, blur and exchanged halves.
 
 Cost: a second a cell on one core, once the readers are trained (5 minutes, kept in ``build/data``).
 """

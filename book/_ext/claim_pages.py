@@ -2,8 +2,8 @@
 
 ``claims-map``, ``claims-evidence``, ``claims-picture``, ``claims-ledger``, ``claims-fails``,
 ``claims-errata``, ``claims-undecided``, ``claims-equations`` and ``claims-own-run``; the role
-``claim-number`` is one number, ``claim-found`` has its interval. In a chapter, the line of a check
-becomes the claim's card.
+``claim-number`` is one number, ``claim-found`` has its interval, ``claim-outcome`` says what
+follows. In a chapter, the line of a check becomes the claim's card.
 """
 
 import base64
@@ -330,6 +330,18 @@ class Found(SphinxRole):
         return [nodes.Text(claim_html.found(_finding(read(book), *self.text.split())))], []
 
 
+class CameOut(SphinxRole):
+    """What became of a criterion, at how many seeds, and its p-value."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return it as text."""
+        book = Path(self.env.srcdir) / "book"
+        self.env.note_dependency(str(book / DATA))
+        finding = _finding(read(book), *self.text.split())
+        p = "" if finding.p is None else f", {claim_html.corrected(finding.p)}"
+        return [nodes.Text(claim_html.outcome(finding) + p)], []
+
+
 def number(found: Results, claim: str, criterion: str) -> str:
     """Return the mean of what a criterion found, the geometric one on a log scale."""
     finding = _finding(found, claim, criterion)
@@ -423,6 +435,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("claims-own-run", OwnRun)
     app.add_role("claim-number", Number())
     app.add_role("claim-found", Found())
+    app.add_role("claim-outcome", CameOut())
     app.add_css_file("claims.css")
     app.connect("source-read", _show_cards)
     app.connect("html-page-context", _add_script)

@@ -9,6 +9,8 @@ what the article's own example would. A study without a table says so.
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import json
 import re
 from collections import Counter
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from claim_pages import ClaimsDirective
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -149,7 +152,7 @@ def result(
         The column of what the means are over, if not of the seeds.
     """
     keys, shown = rows.split("; "), values.split("; ")
-    called = dict(pair.split(" = ") for pair in names.split("; ") if pair)
+    called = _called(names)
     part = table.query(where)
     if best:
         score, *run = best.split("; ")
@@ -171,6 +174,36 @@ def result(
     style = "compact across" if across else "compact"
     told = _averaged(shown, sorted(counts.unique()), _plural(over))
     return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
+
+
+def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str = "") -> str:
+    """Return a strip of six generated images for each grid that a study has kept, as HTML.
+
+    Parameters
+    ----------
+    root : Path
+        The folder with ``book``.
+    name : str
+        The study's.
+    where, rows, names : str
+        As in `result`.
+    alt : str
+        What can be seen in all of the strips.
+    """
+    path = root / "book" / "studies" / "pictures" / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    grids = pd.DataFrame([{**k["cell"], "step": k["step"], "png": k["png"]} for k in kept])
+    called = _called(names)
+    parts = []
+    for _, grid in grids.query(where).sort_values(rows.split("; "), kind="stable").iterrows():
+        label = ", ".join(called.get(key, key) for key in map(_key, grid[rows.split("; ")]))
+        image = Image.open(io.BytesIO(base64.b64decode(grid["png"])))
+        strip = io.BytesIO()
+        image.crop((0, 0, image.width, image.height // 2)).save(strip, "png", optimize=True)
+        source = base64.b64encode(strip.getvalue()).decode()
+        told = f'<img alt="{label}: {alt}" src="data:image/png;base64,{source}">'
+        parts.append(f"<figcaption>{label}</figcaption>{told}")
+    return f'<figure class="strips">{"".join(parts)}</figure>'
 
 
 def provenance(study: Study) -> str:
@@ -241,8 +274,8 @@ def costs(root: Path, results: Results) -> str:
     lines = [
         ":::{table}",
         ":class: stacked",
-        "| study | what came out | claims | cost |",
-        "| :-- | :-- | :-- | --: |",
+        "| study | what came out | claims | seeds | cost |",
+        "| :-- | :-- | :-- | --: | --: |",
     ]
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     tables = (root / "book" / "studies").glob("*.json")
@@ -252,7 +285,7 @@ def costs(root: Path, results: Results) -> str:
         claims = ", ".join(filter(None, (_judged(e, study) for e in results.claims))) or "–"
         lines.append(
             f"| [{title.lstrip('# ').strip()}]({path.stem}.md) | {' '.join(told.split())} |"
-            f" {claims} | {_whole(spent(study).whole)} |"
+            f" {claims} | {spent(study).seeds} | {_whole(spent(study).whole)} |"
         )
     return "\n".join([*lines, ":::"])
 
@@ -333,6 +366,17 @@ class StudyResult(ClaimsDirective):
         return result(read(self.book.parent, self.arguments[0]).table, **self.options)
 
 
+class StudyPictures(ClaimsDirective):
+    """Generated images of a study: see `pictures` for the options."""
+
+    required_arguments = 1
+    option_spec = dict.fromkeys(("where", "rows", "alt", "names"), str)
+
+    def html(self) -> str:
+        """Return the figure."""
+        return pictures(self.book.parent, self.arguments[0], **self.options)
+
+
 class StudyCosts(ClaimsDirective):
     """What came out of each study, and what it cost."""
 
@@ -352,7 +396,7 @@ class FullWidth(ClaimsDirective):
 def _tested(table: pd.DataFrame) -> int:
     """Return on how many seeds a table tests, those left out on which settings were chosen."""
     if "part" in table:
-        table = table[table["part"] == "test"]
+        table = table[~table["part"].isin(("probe", "tuning", "wider"))]
     seeds = table["run" if "run" in table else "seed"]
     return seeds[seeds < _TUNING].nunique()
 
@@ -450,13 +494,20 @@ def _person(value: float) -> str:
     return f"{float(f'{value:.2g}'):,.10g}"
 
 
+def _called(names: str) -> dict[str, str]:
+    return dict(pair.split(" = ") for pair in names.split("; ") if pair)
+
+
 def _spread(column: pd.Series) -> str:
     """Return the mean of a column, and the lowest and the highest if they differ."""
     low, middle, high = column.min(), column.mean(), column.max()
     if str(column.name).startswith("log "):
         low, middle, high = np.exp([low, middle, high])
-    low, middle, high = map(_digits, (low, middle, high))
-    return middle if low == high else f'{middle} <span class="spread">({low}–{high})</span>'
+    told = _digits(middle)
+    places = len(told.partition(".")[2])
+    ends = [f"{end:,.{places}f}".replace("-", "−") for end in (low, high)]
+    spread = f' <span class="spread">({"–".join(ends)})</span>'
+    return told if ends[0] == ends[1] else told + spread
 
 
 def _averaged(shown: list[str], counts: list[int], each: str) -> str:
@@ -498,6 +549,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("study", StudyPage)
     app.add_directive("study-result", StudyResult)
+    app.add_directive("study-pictures", StudyPictures)
     app.add_directive("study-costs", StudyCosts)
     app.add_directive("study-full-width", FullWidth)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -106,7 +107,7 @@ def test_a_page_tells_the_cost(root, facts, words):
         ({"seed": [0, 1, 2, 100, 101]}, 3),
         ({"seed": [0, 0, 0, 0], "run": [0, 1, 2, 100]}, 3),
         ({"part": ["tuning", "probe", "test"], "seed": [1, 2, 3]}, 1),
-        ({"part": ["equal"], "seed": [0]}, 0),
+        ({"part": ["equal", "wider"], "seed": [0, 1]}, 1),
     ],
 )
 def test_a_thousand_seeds_are_counted_from_those_that_test(root, runs, seeds):
@@ -152,7 +153,7 @@ def test_a_result_has_mean_least_greatest_and_seeds():
     assert lines[-1] == "Means over 2 seeds; in brackets the lowest and the highest."
     logs = SIZES.rename(columns={"size": "log size"})
     lines = study_page.result(logs, "kind == 'a'", "kind", "log size").splitlines()
-    assert lines[4] == '| a | 7.4 <span class="spread">(2.7–20)</span> |'
+    assert lines[4] == '| a | 7.4 <span class="spread">(2.7–20.1)</span> |'
     assert lines[-1].startswith("Geometric means over 2 seeds;")
 
 
@@ -193,7 +194,7 @@ def test_the_costs_have_what_came_out_claims_and_a_person_s_numbers(root):
     (root / "_toc.yml").write_text("- file: book/studies/toy\n")
     entry = results.Entry(**{**ENTRY, "studies": ["toy"], "criteria": []})
     row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-2]
-    assert row.replace("\u00a0", " ") == "| [Toys](toy.md) | They are small. | T1 | 12 s |"
+    assert row.replace("\u00a0", " ") == "| [Toys](toy.md) | They are small. | T1 | 2 | 12 s |"
     later = {"id": "later", "role": "confines", **CRITERION}
     waiting = results.Entry(**{**ENTRY, "studies": [], "criteria": [], "planned": [later]})
     row = study_page.costs(root, results.Results(claims=[waiting])).splitlines()[-2]
@@ -207,6 +208,13 @@ def test_without_a_table_a_page_says_so_and_what_waits(root):
     assert "## Not measured yet" in text
     assert "## The table" not in text
     assert "confines; planned, not measured" in text
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_protocol_begins_with_the_same_five_questions(name):
+    _, asked, *_ = study_page.read(ROOT, name).protocol.split("\n\n")
+    labels = ["Compared", "Tuned", "Criteria", "Seeds", "Not done"]
+    assert re.findall(r"^- \*\*(.*?)\*\*: ", asked, re.MULTILINE) == labels
 
 
 @pytest.mark.parametrize("name", studies.names())

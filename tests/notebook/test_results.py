@@ -154,7 +154,8 @@ def test_a_table_may_have_gone_on_under_further_criteria(collect, digest, order)
     (entry,) = collect(entry=STUDIED, toy=facts).claims
     (stated,) = entry.criteria[0].stated
     day, commit = ("2026-11-29", "b" * 10) if digest else ("2026-11-23", "")
-    assert stated == results.Stated(study="toy", measured=day, order=order, commit=commit)
+    then = results.Stated(study="toy", measured=day, order=order, commit=commit, later=bool(digest))
+    assert stated == then
 
 
 def test_what_the_chapter_measures_itself_is_held_against_no_table(collect):
