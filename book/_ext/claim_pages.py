@@ -109,7 +109,8 @@ class ClaimsDirective(SphinxDirective):
         links = [_link(f"{chapters[n]}.html#eq-{n}", f"({n})") for n in entry.equations]
         numbers = f"equation{'s' * (len(links) > 1)} {' and '.join(links)}"
         where = [f"*{entry.section}*", *[numbers] * bool(links)]
-        return f"**The article says** ({', '.join(where)}): {entry.says}"
+        verb = "asks" if entry.kind == QUESTION else "says"
+        return f"**The article {verb}** ({', '.join(where)}): {entry.says}"
 
 
 class Map(ClaimsDirective):
@@ -235,6 +236,7 @@ class Undecided(ClaimsDirective):
             for f in entry.criteria
             if f.state == state and (f.role == "decides" or entry.kind == QUESTION)
         ]
+        which = "that went the other way" if state == "reversed" else "that are undecided"
         count = len(entry.criteria) + len(entry.planned)
         said = self.referred(entry, made)
         every = "Both" if count == 2 else f"All {count}"
@@ -244,7 +246,11 @@ class Undecided(ClaimsDirective):
             f"**{entry.verdict.capitalize()}.** {entry.reason or entry.finding}",
             *([f"**What would decide it.** {entry.decisive}"] if entry.decisive else []),
             f"**Tried on.** {entry.scope}",
-            *([f"What made the verdict{said}:", claim_html.table(made)] if made else []),
+            *(
+                [f"What made the verdict, the criteria {which}{said}:", claim_html.table(made)]
+                if made
+                else []
+            ),
             f"{_link(f'ledger.html#{entry.id}', f'{every} criteria')} are in the ledger.",
         )
 

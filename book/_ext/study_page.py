@@ -166,11 +166,11 @@ def result(
         found = found[shown[0]].unstack(across, "–")[list(part[across].unique())]
     elif counts.nunique() > 1:
         found[_plural(over)] = counts.astype(str)
-    found = found.reset_index().map(_key)
+    found = found.reset_index().rename(columns=called).map(_key)
     heads = [str(name).removeprefix("log ").replace("_", " ") for name in found]
     sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
-    cells = [heads, sides, *found.to_numpy()]
-    lines = [f"| {' | '.join(called.get(cell, cell) for cell in line)} |" for line in cells]
+    cells = [heads, sides, *found.replace(called).to_numpy()]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
     style = "compact across" if across else "compact"
     told = _averaged(shown, sorted(counts.unique()), _plural(over))
     return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
@@ -273,7 +273,7 @@ def costs(root: Path, results: Results) -> str:
     """Return a Markdown table: what came out of each study, what rests on it, what it took."""
     lines = [
         ":::{table}",
-        ":class: stacked",
+        ":class: stacked costs",
         "| study | what came out | claims | seeds | cost |",
         "| :-- | :-- | :-- | --: | --: |",
     ]
@@ -529,11 +529,10 @@ def _plural(over: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Return a number to two digits, zeros included, or a dash if there is none."""
+    """Return a number to two digits or whole, zeros included, or a dash if there is none."""
     if value != value:
         return "–"
-    value = float(f"{value:.2g}")
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.2g}"
+    return f"{value:,.0f}" if round(abs(value), 1) >= 10 else f"{value:#.2g}"
 
 
 def _key(value: Any) -> str:
