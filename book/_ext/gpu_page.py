@@ -46,7 +46,7 @@ def part(record: dict[str, Any], name: str) -> str:
 
 def machine(found: dict[str, Any]) -> str:
     """Return what ran it."""
-    return table(("", ""), [(k, str(v)) for k, v in found.items()])
+    return table(("fact", "value"), [(k, str(v)) for k, v in found.items()])
 
 
 def grid(pixels: str) -> str:

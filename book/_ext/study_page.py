@@ -171,7 +171,7 @@ def result(
     sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
     cells = [heads, sides, *found.replace(called).to_numpy()]
     lines = [f"| {' | '.join(line)} |" for line in cells]
-    style = "compact across" if across else "compact"
+    style = "compact across" if len(heads) - len(keys) > 3 else "compact"
     told = _averaged(shown, sorted(counts.unique()), _plural(over))
     return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
 
