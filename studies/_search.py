@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import chain, islice, product
 from typing import Any
 
 import pandas as pd
 
 from lipbook.lab.gan import Loss, Rules
-from studies._pictures import N_JUDGED, TINY, networks, normalize, watched
+from studies._pictures import N_JUDGED, TINY, networks, normalize, numbers, watched
 from studies.rivals import (
     METHODS,
     SETTING,
@@ -51,6 +51,8 @@ class Search:
         The images, of `studies._pictures.images`.
     width, latent_dim, batch_size : int
         Of the networks and of a step.
+    blocks : Sequence of (loss, critic steps)
+        In the order in which they are measured.
     steps : Mapping
         Generator steps of a run, by the critic steps for each and by its part.
     test_seeds : Sequence of int
@@ -61,15 +63,14 @@ class Search:
     width: int
     latent_dim: int
     batch_size: int
+    blocks: Sequence[Block]
     steps: Mapping[int, Mapping[str, int]]
     test_seeds: Sequence[int]
 
-    def cells(
-        self, found: pd.DataFrame | None, blocks: Sequence[Block], *, tiny: bool
-    ) -> list[Cell]:
+    def cells(self, found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
         """List the runs by priority: each part of a method when the one before has ended."""
         # R1, which no criterion names, last.
-        order = sorted(product(blocks, METHODS), key=lambda at: at[1] == "R1")
+        order = sorted(product(self.blocks, METHODS), key=lambda at: at[1] == "R1")
         runs = (self._rounds(found, block, method, tiny) for block, method in order)
         return list(chain.from_iterable(runs))
 
@@ -135,6 +136,14 @@ class Search:
             n_judged=N_JUDGED if steps > TINY else 100,
         )
         return told(seen, steps if part == "test" else None)
+
+    def measure(self, **cell: Any) -> list[dict[str, Any]]:
+        """Return the rows of one cell, without the images."""
+        return numbers(self.watch(**cell))
+
+    def beginning(self, **cell: Any) -> list[dict[str, Any]]:
+        """Return the rows up to a tenth of a cell."""
+        return numbers(islice(self.watch(**cell), 2))
 
 
 def _beyond(method: str, setting: Sequence[float]) -> list[tuple[float, ...]]:

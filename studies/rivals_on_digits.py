@@ -21,19 +21,13 @@ cycles: 2.0 to 2.7 core-hours. R1, which no criterion names, comes last, if ther
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import Any
-
-import pandas as pd
-
-from studies._pictures import numbers
-from studies._search import Block, Cell, Search, probes
+from studies._search import Block, Search, probes
 
 #: Loss and critic steps.
-SCHEDULES: tuple[Block, ...] = (("hinge", 1),)
+BLOCKS: tuple[Block, ...] = (("hinge", 1),)
 #: Generator steps of a run, by the critic steps for each and by its part.
 STEPS = {1: {"probe": 150, "tuning": 900, "wider": 900, "test": 3000}}
-SEARCH = Search("mnist", 16, 64, 32, STEPS, tuple(range(10)))
+SEARCH = Search("mnist", 16, 64, 32, BLOCKS, STEPS, tuple(range(10)))
 
 #: How far the logarithm of a distance may be off on another machine, in the row of `beginning`.
 TOLERANCE = {"log distance": 0.35}
@@ -44,24 +38,7 @@ CLAIMS = ("SP5",)
 PICTURES = (({"part": "test", "seed": 0}, STEPS[1]["test"]),)
 
 
-#: Trains one generator, and yields what the yardstick says, in a test along the way.
-watch = SEARCH.watch
-
-
-def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
-    """List the runs by priority: each part of a method begins when the one before has ended."""
-    return SEARCH.cells(found, SCHEDULES, tiny=tiny)
-
-
-def measure(**cell: Any) -> list[dict[str, Any]]:
-    """Return the rows of one cell, without the images."""
-    return numbers(watch(**cell))
-
-
+#: What `studies` asks of each.
+cells, watch, measure = SEARCH.cells, SEARCH.watch, SEARCH.measure
 #: The cells whose beginning is repeated, for `workflow.study.recheck`.
-repeatable = probes
-
-
-def beginning(**cell: Any) -> list[dict[str, Any]]:
-    """Return the rows up to a tenth of a cell."""
-    return numbers(islice(watch(**cell), 2))
+repeatable, beginning = probes, SEARCH.beginning

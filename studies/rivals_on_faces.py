@@ -28,22 +28,16 @@ which no criterion names, comes last.
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import Any
-
-import pandas as pd
-
-from studies._pictures import numbers
-from studies._search import Block, Cell, Search, probes
+from studies._search import Block, Search, probes
 
 #: Loss and critic steps. The first to be measured stands last: what is new comes first.
-SCHEDULES: tuple[Block, ...] = (("hinge", 1), ("wasserstein", 5))
+BLOCKS: tuple[Block, ...] = (("hinge", 1), ("wasserstein", 5))
 #: Generator steps of a run, by the critic steps for each and by its part.
 STEPS = {
     1: {"probe": 200, "tuning": 1200, "wider": 1200, "test": 4000},
     5: {"probe": 100, "tuning": 600, "wider": 600, "test": 2000},
 }
-SEARCH = Search("faces 32", 8, 64, 32, STEPS, (0, 1, 2, 3, 4))
+SEARCH = Search("faces 32", 8, 64, 32, BLOCKS, STEPS, (0, 1, 2, 3, 4))
 
 #: How far the logarithm of a distance may be off on another machine, in the row of `beginning`.
 TOLERANCE = {"log distance": 0.35}
@@ -57,24 +51,7 @@ PICTURES = tuple(
 )
 
 
-#: Trains one generator, and yields what the yardstick says, in a test along the way.
-watch = SEARCH.watch
-
-
-def cells(found: pd.DataFrame | None = None, *, tiny: bool = False) -> list[Cell]:
-    """List the runs by priority: each part of a method begins when the one before has ended."""
-    return SEARCH.cells(found, SCHEDULES, tiny=tiny)
-
-
-def measure(**cell: Any) -> list[dict[str, Any]]:
-    """Return the rows of one cell, without the images."""
-    return numbers(watch(**cell))
-
-
+#: What `studies` asks of each.
+cells, watch, measure = SEARCH.cells, SEARCH.watch, SEARCH.measure
 #: The cells whose beginning is repeated, for `workflow.study.recheck`.
-repeatable = probes
-
-
-def beginning(**cell: Any) -> list[dict[str, Any]]:
-    """Return the rows up to a tenth of a cell."""
-    return numbers(islice(watch(**cell), 2))
+repeatable, beginning = probes, SEARCH.beginning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import random
@@ -387,7 +388,7 @@ def prepared(name: str, data: Path = ROOT / "build" / "data") -> bool:
 
 
 def test_what_is_not_drawn_yet_is_not_repeated(tmp_path):
-    pictured = [n for n in MEASURED if "studies._pictures" in imports(n)]
+    pictured = [n for n in MEASURED if "studies._pictures" in imports(f"studies.{n}")]
     assert "rivals" in pictured
     # A time is not repeated, so that step_times needs nothing.
     waiting = {n for n in MEASURED if not prepared(n, tmp_path)}
@@ -398,9 +399,13 @@ def test_what_is_not_drawn_yet_is_not_repeated(tmp_path):
 
 
 def imports(name: str) -> set[str]:
-    return {getattr(o, "__module__", "") for o in vars(measuring.module(name)).values()} | {
-        o.__name__ for o in vars(measuring.module(name)).values() if inspect.ismodule(o)
+    """Return the modules of studies that a module imports from, itself or through another."""
+    used = {
+        o.__name__ if inspect.ismodule(o) else getattr(o, "__module__", None) or ""
+        for o in vars(importlib.import_module(name)).values()
     }
+    used = {m for m in used if m.startswith("studies.") and m != name}
+    return used.union(*map(imports, used))
 
 
 @pytest.mark.parametrize("slowness", [1.0, 2.0])
