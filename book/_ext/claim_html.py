@@ -21,7 +21,7 @@ _ROLES = {
 _ASKED = {"<": "below", ">": "above", "≤": "at most", "≥": "at least", "≈": ""}
 _STATES = {"met": "met", "reversed": "the other way", "undecided": "undecided", "": "not measured"}
 _ORDERS = {
-    "before": "stated before the table of {study} was measured on {measured} (commit {commit})",
+    "before": "committed (as {commit}) before the table of {study} was measured, on {measured}",
     "after": "stated after the table of {study} was measured on {measured}",
     "changed": "changed since the table of {study} was measured on {measured} (commit {commit})",
 }

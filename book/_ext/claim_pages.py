@@ -236,7 +236,8 @@ class Undecided(ClaimsDirective):
             for f in entry.criteria
             if f.state == state and (f.role == "decides" or entry.kind == QUESTION)
         ]
-        which = "that went the other way" if state == "reversed" else "that are undecided"
+        which = "criteria" if entry.kind == QUESTION else "deciding criteria"
+        which += " that went the other way" if state == "reversed" else " that are undecided"
         count = len(entry.criteria) + len(entry.planned)
         said = self.referred(entry, made)
         every = "Both" if count == 2 else f"All {count}"
@@ -247,7 +248,7 @@ class Undecided(ClaimsDirective):
             *([f"**What would decide it.** {entry.decisive}"] if entry.decisive else []),
             f"**Tried on.** {entry.scope}",
             *(
-                [f"What made the verdict, the criteria {which}{said}:", claim_html.table(made)]
+                [f"What made the verdict, the {which}{said}:", claim_html.table(made)]
                 if made
                 else []
             ),

@@ -3,7 +3,9 @@
 ``{study} name`` writes it from the study's docstring, the claims and the table with its provenance,
 and ``{study-result} name`` means over some rows of the table. What came out stands in the page's
 own first paragraph; ``{study-costs}`` lists it with what each study costs, ``{study-full-width}``
-what the article's own example would. A study without a table says so.
+what the article's own example would. ``{study-ratios}`` holds methods against one another, seed by
+seed, and ``{study-edges}`` says which settings were chosen at the edge of a search. A study without
+a table says so.
 """
 
 from __future__ import annotations
@@ -28,11 +30,16 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from lipbook.notebook.results import Entry, Finding, Results
+from lipbook.notebook.verdicts import formatted
 
 #: Facts of a provenance that are shown otherwise.
 _ELSEWHERE = ("cells", "rows", "code", "criteria", "later")
 #: What some facts are called on the page.
-_LABELS = {"MPS": "shared by CUDA MPS", "cells that did not end": "runs cut off"}
+_LABELS = {
+    "commit": "commit of the code",
+    "MPS": "shared by CUDA MPS",
+    "cells that did not end": "runs cut off",
+}
 _SHOWN = 8  #: texts of a column that are listed one by one
 _TUNING = 100  #: the first of the seeds on which settings are chosen, in every study
 
@@ -129,6 +136,7 @@ def result(
     best: str = "",
     names: str = "",
     over: str = "",
+    split: str = "",
 ) -> str:
     """Return means over some rows of a table, with the lowest and the highest, in Markdown.
 
@@ -142,7 +150,7 @@ def result(
         Columns, with semicolons between them: what has a row each ("a + b" puts two columns into
         one), and what is averaged; of a column "log x", exp of the mean.
     across : str
-        A column whose values have a column each, if one is averaged.
+        A column whose values have a column each, if one is averaged ("a + b" as in `rows`).
     best : str
         A column, and those that name a run: of each run only the row counts where the first is
         largest, and of equals the last.
@@ -150,14 +158,16 @@ def result(
         What heads and entries are called, such as "lr = step size; none = no".
     over : str
         The column of what the means are over, if not of the seeds.
+    split : str
+        A column of texts with commas, and what its parts are called: "method = quantity; place".
     """
     keys, shown = rows.split("; "), values.split("; ")
     called = _called(names)
-    part = table.query(where)
-    if best:
-        score, *run = best.split("; ")
-        part = part.loc[sorted(part[::-1].groupby(run, sort=False)[score].idxmax())]
-    for key in (key for key in keys if " + " in key):
+    part = _best(table.query(where), best)
+    if split:
+        whole, parts = split.split(" = ")
+        part[parts.split("; ")] = part[whole].str.split(", ", expand=True)
+    for key in (key for key in [*keys, across] if " + " in key):
         part = part.assign(**{key: part[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
     groups = part.groupby(keys + [across] * bool(across), sort=False)
     found = groups[shown].agg(_spread)
@@ -174,6 +184,87 @@ def result(
     style = "compact across" if len(heads) - len(keys) > 3 else "compact"
     told = _averaged(shown, sorted(counts.unique()), _plural(over))
     return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
+
+
+def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str) -> str:
+    """Return methods over some of them, seed by seed, in steps or last distances, in Markdown.
+
+    The steps are those to 1.25 times the larger of two methods' mean last distances, by a line
+    between logarithms, and the last ones for a run that never comes down to it.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With the columns method, seed, step and distance.
+    where : str
+        Which rows, as `pandas.DataFrame.query` reads it.
+    of : {"steps", "last"}
+        What is divided.
+    to : str
+        Methods, with semicolons between them.
+    names : str
+        What each method is called, such as "SN = plain", in the order of the rows.
+    """
+    called = _called(names)
+    runs = {
+        method: rows.pivot_table("distance", "seed", "step")
+        for method, rows in table.query(where).groupby("method")
+    }
+    lines = [[of, *(f"over {called[other]}" for other in to.split("; "))]]
+    lines += [[":--", *["--:"] * (len(lines[0]) - 1)]]
+    for method, name in called.items():
+        found = [_over(runs[method], runs[other], of) for other in to.split("; ")]
+        lines.append([name, *found])
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([":::{table}", ":class: compact across", *rows, ":::"])
+
+
+def edges(
+    table: pd.DataFrame,
+    chosen: str,
+    rows: str,
+    settings: str,
+    tried: str = "",
+    best: str = "",
+    names: str = "",
+) -> str:
+    """Return which settings were chosen at the edge of what was tried, in Markdown.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of a study.
+    chosen, tried : str
+        Which rows have the settings that were chosen, and which those that were tried, if others.
+    rows, names : str
+        As in `result`: whose settings they are.
+    settings : str
+        Columns, with semicolons between them.
+    best : str
+        As in `result`, where each run has chosen for itself. Those are listed which chose an edge
+        at more than half of the runs.
+    """
+    called, keys = _called(names), rows.split("; ")
+    taken, search = _best(table.query(chosen), best), table.query(tried or chosen)
+    searches = dict(iter(search.groupby(keys)))
+    found: dict[str, list[str]] = {}
+    for key, own in taken.groupby(keys, sort=False):
+        who = ", ".join(called.get(part, part) for part in map(_key, key))
+        for setting in settings.split("; "):
+            values, told = sorted(searches[key][setting].unique()), called.get(setting, setting)
+            for value, end in ((values[0], "smallest"), (values[-1], "largest")):
+                times = int((own[setting] == value).sum())
+                if len(values) == 1 or times <= len(own) / 2 * bool(best):
+                    continue
+                which = "one of two" if len(values) == 2 else f"the {end}"
+                head = f"{which} {told}" if best else f"{told} {_number(value)}, {which}"
+                count = f" ({times} of {len(own)})" * bool(best)
+                found.setdefault(head, []).append(f"*{who}*{count}")
+    if not found:
+        return "No setting was chosen at the edge of what was tried."
+    lines = [f"- {head}: {'; '.join(whose)}" for head, whose in found.items()]
+    often = " at more than half of the runs" if best else ""
+    return "\n".join([f"Chosen at the edge of what was tried{often}:\n", *lines])
 
 
 def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str = "") -> str:
@@ -213,7 +304,7 @@ def provenance(study: Study) -> str:
     if "commit" in facts:
         facts["commit"] = facts["commit"][:10]
     if (criteria := study.facts.get("criteria")) and criteria["digests"]:
-        facts["criteria stated in"] = f"commit {criteria['commit'][:10]}"
+        facts["commit of the criteria"] = criteria["commit"][:10]
     facts["code"] = f"{len(study.facts['code'])} definitions, each with its digest"
     rows = [f"| {_LABELS.get(key, key)} | {_said(value)} |" for key, value in facts.items()]
     return "\n".join(["| fact | of this table |", "| :-- | :-- |", *rows])
@@ -359,11 +450,38 @@ class StudyResult(ClaimsDirective):
     """What came out of a study, in a table of means: see `result` for the options."""
 
     required_arguments = 1
-    option_spec = dict.fromkeys(("where", "rows", "values", "across", "best", "names", "over"), str)
+    option_spec = dict.fromkeys(
+        ("where", "rows", "values", "across", "best", "names", "over", "split"), str
+    )
 
     def markdown(self) -> str:
         """Return the table."""
         return result(read(self.book.parent, self.arguments[0]).table, **self.options)
+
+
+class StudyRatios(ClaimsDirective):
+    """Methods over one another, of one study or of several: see `ratios` for the options."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = dict.fromkeys(("where", "of", "to", "names"), str)
+
+    def markdown(self) -> str:
+        """Return the table."""
+        names = self.arguments[0].split()
+        tables = [read(self.book.parent, name).table for name in names]
+        return ratios(pd.concat(tables), **self.options)
+
+
+class StudyEdges(ClaimsDirective):
+    """What a search chose at its edge: see `edges` for the options."""
+
+    required_arguments = 1
+    option_spec = dict.fromkeys(("chosen", "tried", "rows", "settings", "best", "names"), str)
+
+    def markdown(self) -> str:
+        """Return a list."""
+        return edges(read(self.book.parent, self.arguments[0]).table, **self.options)
 
 
 class StudyPictures(ClaimsDirective):
@@ -510,6 +628,33 @@ def _spread(column: pd.Series) -> str:
     return told if ends[0] == ends[1] else told + spread
 
 
+def _best(rows: pd.DataFrame, best: str) -> pd.DataFrame:
+    """Return of each run the row where a score is largest, and of equals the last, if so asked."""
+    if not best:
+        return rows.copy()
+    score, *run = best.split("; ")
+    return rows.loc[sorted(rows[::-1].groupby(run, sort=False)[score].idxmax())]
+
+
+def _over(runs: pd.DataFrame, others: pd.DataFrame, of: str) -> str:
+    """Return the ratio of two methods with its interval, or a dash of a method to itself."""
+    if runs.equals(others):
+        return "–"
+    ends = runs.iloc[:, -1], others.iloc[:, -1]
+    if of == "steps":
+        level = 1.25 * max(end.mean() for end in ends)
+        ends = _steps_to(runs, level), _steps_to(others, level)
+    middle, interval = formatted((ends[0] / ends[1]).to_numpy(), "log").split(" ", 1)
+    return f'{middle} <span class="spread">{interval}</span>'
+
+
+def _steps_to(runs: pd.DataFrame, level: float) -> pd.Series:
+    steps = np.log(runs.columns.to_numpy(float))[::-1]
+    lowest = np.log(runs.cummin(axis=1).to_numpy(float))[:, ::-1]
+    found = [np.exp(np.interp(np.log(level), heights, steps)) for heights in lowest]
+    return pd.Series(found, runs.index)
+
+
 def _averaged(shown: list[str], counts: list[int], each: str) -> str:
     """Return a sentence on what a table's means are over, and how many."""
     if counts == [1]:
@@ -548,6 +693,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("study", StudyPage)
     app.add_directive("study-result", StudyResult)
+    app.add_directive("study-ratios", StudyRatios)
+    app.add_directive("study-edges", StudyEdges)
     app.add_directive("study-pictures", StudyPictures)
     app.add_directive("study-costs", StudyCosts)
     app.add_directive("study-full-width", FullWidth)

@@ -68,7 +68,7 @@ def test_a_card_is_small_and_opens_to_its_numbers():
         ),
         (
             {"stated": [{"study": "toy", "measured": "2026-11-23", "order": "before"}]},
-            "stated before the table of toy was measured on 2026-11-23",
+            "before the table of toy was measured, on 2026-11-23",
         ),
     ],
 )

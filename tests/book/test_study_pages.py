@@ -15,7 +15,8 @@ import yaml
 from bs4 import BeautifulSoup
 
 import studies
-from lipbook.notebook import results
+from lipbook.notebook import results, verdicts
+from studies import sn_generation, sn_photographs
 from workflow.project import BOOK, CHECKED, ROOT
 
 MODULE = '''"""A study of ``toys``, by :func:`cells`.
@@ -173,6 +174,67 @@ def test_a_result_across_has_a_dash_where_nothing_was_measured():
 def test_columns_of_a_result_may_be_joined_and_renamed():
     told = study_page.result(SIZES, "size > 5", "kind + way", "size", names="kind + way = which")
     assert told.splitlines()[2:5] == ["| which | size |", "| :-- | --: |", "| b / x | 14 |"]
+
+
+def test_parts_of_a_text_may_be_columns_of_a_result():
+    split = SIZES.assign(what=["a, x", "a, y", "b, x"])
+    told = study_page.result(
+        split, "size > 0", "first", "size", "second + kind", split="what = first; second"
+    )
+    assert told.splitlines()[2:5] == [
+        "| first | x / a | y / a | x / b |",
+        "| :-- | --: | --: | --: |",
+        "| a | 1.0 | 3.0 | – |",
+    ]
+
+
+def test_ratios_are_those_of_the_chapter():
+    names = ("SN", "two-sided")
+    at = {name: sn_photographs.CHOSEN["patches", name][1] for name in names}
+    chosen = " or ".join(f"(method == '{n}' and critic_lr == {lr})" for n, lr in at.items())
+    table = studies.load("sn_photographs")
+    runs = [
+        sn_generation.runs_of(table, "patches", n, sn_photographs.CHOSEN["patches", n])
+        for n in names
+    ]
+    for of, ratio in zip(("steps", "last"), sn_generation.compared(*runs), strict=True):
+        told = study_page.ratios(
+            table, f"seed < 100 and ({chosen})", of, "two-sided", "SN = divided; two-sided = both"
+        )
+        first, second = told.splitlines()[4:6]
+        expected = verdicts.formatted(ratio.to_numpy(), "log").replace(
+            " [", ' <span class="spread">['
+        )
+        assert first == f"| divided | {expected}</span> |"
+        assert second == "| both | – |"
+
+
+SEARCH = pd.DataFrame(
+    {"way": [*"aaabbb"], "part": ["tried", "tried", "chosen"] * 2, "lr": [1, 2, 2, 1, 2, 1]}
+)
+
+
+def test_edges_say_which_end_was_chosen_and_of_how_many():
+    where = ("part == 'chosen'", "way", "lr", "part == 'tried'")
+    told = study_page.edges(SEARCH, *where, names="lr = step size; a = A")
+    assert told.splitlines()[2:] == [
+        "- step size 2, one of two: *A*",
+        "- step size 1, one of two: *b*",
+    ]
+    third = SEARCH.iloc[[0]].assign(lr=3)
+    told = study_page.edges(pd.concat([SEARCH, third]), *where)
+    assert "*a*" not in told
+    more = [third, third.assign(lr=0, way="b")]
+    assert study_page.edges(pd.concat([SEARCH, *more]), *where).startswith("No setting")
+    one = SEARCH.assign(lr=1)
+    assert study_page.edges(one, *where).startswith("No setting")
+
+
+def test_edges_of_runs_that_chose_for_themselves_are_counted():
+    runs = [(run, lr, -abs(lr - best)) for run, best in enumerate((3, 3, 2)) for lr in (1, 2, 3)]
+    table = pd.DataFrame(runs, columns=["run", "lr", "right"]).assign(way="a")
+    told = study_page.edges(table, "run >= 0", "way", "lr", best="right; way; run")
+    assert told.splitlines()[2:] == ["- the largest lr: *a* (2 of 3)"]
 
 
 def test_a_criterion_against_the_claim_says_so_and_a_later_one_what_it_judges(root):
