@@ -4,7 +4,7 @@
   or one-sided; R1; normalized weights.
 - **Tuned**: three strengths × two step sizes a method and number of classes, on one seed, by the
   sum of `in class` and `coverage` after 1,000 steps.
-- **Criteria**: stated before the table was measured.
+- **Criteria**: committed before the table was measured.
 - **Seeds**: six.
 - **Not done**: more than 2,000 steps: with 300 classes no method is at its end by then.
 

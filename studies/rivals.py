@@ -8,7 +8,7 @@
 - **Criteria**: stated before the table; they ask for the opposite of the claim.
 - **Seeds**: six for normalization and the two-sided penalty, five for the others; ten were planned.
 - **Not done**: seven of eight blocks, among them all faces; a search beyond the edge, where each
-  method's step sizes were the largest tried.
+  method's step sizes and the weights of all three penalties were the largest tried.
 
 A *block* is data, loss and schedule: digits or drawn faces of 32×32, Wasserstein or hinge loss,
 five critic steps for each of the generator or one. The networks are convolutional, of the article's

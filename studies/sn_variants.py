@@ -1,10 +1,12 @@
 """Chapter 6's study of two guesses at what slows normalization on patches.
 
-- **Compared**: normalization by the norm of the map, normalization with `GroupSort` in the place of
-  leaky ReLU, and with both, beside SN of `sn_photographs`.
+- **Compared**: normalization by the operator norm of each convolution, normalization with
+  `GroupSort` in the place of leaky ReLU, and with both, beside SN and the penalties of
+  `sn_photographs`.
 - **Tuned**: four strengths × three step sizes a variant, on two seeds, by the last distance.
-- **Criteria**: the rule was decided before the first test seed; no claim is judged by this table.
-- **Seeds**: ten, the same.
+- **Criteria**: the rule was decided before the first test seed, which no commit shows: one has
+  both. No claim is judged by this table.
+- **Seeds**: ten, those of `sn_photographs`.
 - **Not done**: `GroupSort` with the penalties.
 
 `sn_photographs` left normalization far behind the penalties. One guess is that a kernel's norm is

@@ -167,7 +167,7 @@ def result(
     if split:
         whole, parts = split.split(" = ")
         part[parts.split("; ")] = part[whole].str.split(", ", expand=True)
-    for key in (key for key in [*keys, across] if " + " in key):
+    for key in (key for key in (*keys, across) if " + " in key):
         part = part.assign(**{key: part[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
     groups = part.groupby(keys + [across] * bool(across), sort=False)
     found = groups[shown].agg(_spread)
@@ -447,16 +447,17 @@ class StudyPage(ClaimsDirective):
 
 
 class StudyResult(ClaimsDirective):
-    """What came out of a study, in a table of means: see `result` for the options."""
+    """What came out of studies, in a table of means: see `result` for the options."""
 
     required_arguments = 1
+    final_argument_whitespace = True
     option_spec = dict.fromkeys(
         ("where", "rows", "values", "across", "best", "names", "over", "split"), str
     )
 
     def markdown(self) -> str:
         """Return the table."""
-        return result(read(self.book.parent, self.arguments[0]).table, **self.options)
+        return result(_tables(self.book.parent, self.arguments[0]), **self.options)
 
 
 class StudyRatios(ClaimsDirective):
@@ -468,9 +469,7 @@ class StudyRatios(ClaimsDirective):
 
     def markdown(self) -> str:
         """Return the table."""
-        names = self.arguments[0].split()
-        tables = [read(self.book.parent, name).table for name in names]
-        return ratios(pd.concat(tables), **self.options)
+        return ratios(_tables(self.book.parent, self.arguments[0]), **self.options)
 
 
 class StudyEdges(ClaimsDirective):
@@ -509,6 +508,11 @@ class FullWidth(ClaimsDirective):
     def markdown(self) -> str:
         """Return a paragraph."""
         return full_width(read(self.book.parent, "step_times").table)
+
+
+def _tables(root: Path, names: str) -> pd.DataFrame:
+    """Return the tables of some studies, with spaces between their names, as one."""
+    return pd.concat([read(root, name).table for name in names.split()], ignore_index=True)
 
 
 def _tested(table: pd.DataFrame) -> int:
