@@ -5,7 +5,7 @@
 - **Tuned**: three strengths × five pairs of step sizes a method (four corners and the centre of a
   square), four seeds, 300 steps, a tenth of the tests; the least mean logarithm of the last
   distance is taken.
-- **Criteria**: stated before the table; they ask for the opposite of the claim.
+- **Criteria**: committed before the table; they ask for the opposite of the claim.
 - **Seeds**: six for normalization and the two-sided penalty, five for the others; ten were planned.
 - **Not done**: seven of eight blocks, among them all faces; a search beyond the edge, where each
   method's step sizes and the weights of all three penalties were the largest tried.

@@ -6,7 +6,7 @@
   four seeds, 100 or 200 (hinge) steps; the best three again, 600 or 1,200 steps; where the best
   lies at an edge, its neighbours beyond, 600 or 1,200 steps. The best of the last two rounds is
   tested.
-- **Criteria**: stated before the table; the one on the hinge loss asks for the opposite of the
+- **Criteria**: committed before the table; the one on the hinge loss asks for the opposite of the
   claim.
 - **Seeds**: five, 2,000 steps each, with the hinge loss 4,000.
 - **Not done**: R1, which no criterion names, had only its first round.

@@ -210,7 +210,12 @@ def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str) -> str
         method: rows.pivot_table("distance", "seed", "step")
         for method, rows in table.query(where).groupby("method")
     }
-    lines = [[of, *(f"over {called[other]}" for other in to.split("; "))]]
+    lines = [
+        [
+            "steps" if of == "steps" else "last distance",
+            *(f"over {called[other]}" for other in to.split("; ")),
+        ]
+    ]
     lines += [[":--", *["--:"] * (len(lines[0]) - 1)]]
     for method, name in called.items():
         found = [_over(runs[method], runs[other], of) for other in to.split("; ")]
