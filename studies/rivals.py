@@ -1,7 +1,8 @@
 """Chapter 6's study of SP5: steps and ends of spectral normalization and of gradient penalties.
 
-- **Compared**: normalization by one warm step, the two-sided (19) and the one-sided penalty (20),
-  and R1, on MNIST digits of 28×28, with the Wasserstein loss and five critic steps.
+- **Compared**: normalization by one step of power iteration from the last vectors, the two-sided
+  (19) and the one-sided penalty (20), and R1, on MNIST digits of 28×28, with the Wasserstein loss
+  and five critic steps.
 - **Tuned**: three strengths × five pairs of step sizes a method (four corners and the centre of a
   square), four seeds, 300 steps, a tenth of the tests; the least mean logarithm of the last
   distance is taken.

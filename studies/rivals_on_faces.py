@@ -1,7 +1,8 @@
 """Chapter 6's study of SP5 on faces, as far as two processor cores reach.
 
-- **Compared**: normalization by one warm step and the two-sided and the one-sided penalty on drawn
-  faces of 32×32: Wasserstein loss with five critic steps, hinge loss with one.
+- **Compared**: normalization by one step of power iteration from the last vectors, the two-sided
+  and the one-sided penalty on drawn faces of 32×32: Wasserstein loss with five critic steps, hinge
+  loss with one.
 - **Tuned**: three rounds. Fifteen settings a method (three strengths × five pairs of step sizes),
   four seeds, 100 or 200 (hinge) steps; the best three again, 600 or 1,200 steps; where the best
   lies at an edge, its neighbours beyond, 600 or 1,200 steps. The best of the last two rounds is
