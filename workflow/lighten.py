@@ -48,6 +48,7 @@ def lighten(site: Path) -> None:
     keep_colours(site)
     for path in (site / "_images").glob("*.png"):
         repaint(path)
+    compress(site)
 
 
 def keep_icons(site: Path) -> None:
@@ -89,6 +90,27 @@ def _rewrite(
 ) -> None:
     for path in paths:
         path.write_text(pattern.sub(replace, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def compress(site: Path) -> None:
+    """Write pictures as lossless WebP where that is smaller, and name them so in the pages."""
+    smaller = set()
+    for path in (site / "_images").glob("*.png"):
+        file = io.BytesIO()
+        Image.open(path).save(file, format="WebP", lossless=True)
+        if len(file.getvalue()) < path.stat().st_size:
+            path.with_suffix(".webp").write_bytes(file.getvalue())
+            path.unlink()
+            smaller.add(path.stem)
+
+    def named(match: re.Match[str]) -> str:
+        return f"{match[1]}.webp" if match[2] in smaller else match[0]
+
+    for page in site.rglob("*.html"):
+        told = page.read_text(encoding="utf-8")
+        now = re.sub(r"(_images/([\w-]+))\.png", named, told)
+        if now != told:
+            page.write_text(now, encoding="utf-8")
 
 
 def repaint(path: Path) -> bool:

@@ -295,9 +295,10 @@ def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str 
         label = ", ".join(called.get(key, key) for key in map(_key, grid[rows.split("; ")]))
         image = Image.open(io.BytesIO(base64.b64decode(grid["png"])))
         strip = io.BytesIO()
-        image.crop((0, 0, image.width, image.height // 2)).save(strip, "png", optimize=True)
+        six = image.crop((0, 0, image.width, image.height // 2)).convert("RGB")
+        six.save(strip, "webp", lossless=True)
         source = base64.b64encode(strip.getvalue()).decode()
-        told = f'<img alt="{label}: {alt}" src="data:image/png;base64,{source}">'
+        told = f'<img alt="{label}: {alt}" src="data:image/webp;base64,{source}">'
         parts.append(f"<figcaption>{label}</figcaption>{told}")
     return f'<figure class="strips">{"".join(parts)}</figure>'
 

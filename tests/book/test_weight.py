@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflow.lighten import keep_colours, keep_icons, repaint
+from workflow.lighten import compress, keep_colours, keep_icons, repaint
 from workflow.project import CHECKED
 from workflow.weigh import MOST, MOST_A_PAGE, weigh
 
@@ -33,6 +33,19 @@ def small_site(folder: Path) -> Path:
     )
     (folder / "index.html").write_text(page)
     return folder
+
+
+def test_pictures_are_webp_where_that_is_smaller(tmp_path):
+    site = small_site(tmp_path / "site")
+    Image.new("RGB", (40, 40), "white").save(site / "_images" / "a.png", compress_level=0)
+    compress(site)
+    assert [path.name for path in (site / "_images").iterdir()] == ["a.webp"]
+    assert 'src="_images/a.webp"' in (site / "index.html").read_text()
+    assert Image.open(site / "_images" / "a.webp").convert("L").getextrema() == (255, 255)
+    tiny = site / "_images" / "b.png"
+    tiny.write_bytes((site / "_images" / "a.webp").read_bytes())  # smaller it does not get
+    compress(site)
+    assert tiny.exists()
 
 
 def test_a_page_weighs_with_its_pictures(tmp_path):
