@@ -11,9 +11,9 @@
 - **Not done**: R1; the fourth corner, the hinge loss with five critic steps.
 
 With the Wasserstein loss and five critic steps (`rivals`), normalization takes more steps than the
-penalty on these digits; with the hinge loss and one (`rivals_on_digits`), no difference is seen. Two
-things were changed together. Here is one of the two corners between them, with the networks, the
-batches, the search and the tests of `rivals_on_digits`.
+penalty on these digits; with the hinge loss and one (`rivals_on_digits`), no difference is seen.
+Two things were changed together. Here is one of the two corners between them, with the networks,
+the batches, the search and the tests of `rivals_on_digits`.
 
 Cost, from that study: three methods × (60 probes × 150 cycles, 12 to 28 runs × 900, 10 tests ×
 3,000) are 150,000 to 195,000 cycles at 0.04 to 0.06 s: 2.0 to 2.7 core-hours.

@@ -37,6 +37,7 @@ import numpy as np
 import pandas as pd
 
 from lipbook.lab.gan import Loss, Penalty, Rules
+from lipbook.notebook.curves import LEVEL, Quotients, quotients
 from studies._pictures import N_JUDGED, TINY, networks, normalize, numbers, watched
 
 DATA = ("mnist", "faces 32")
@@ -69,9 +70,6 @@ TUNING_STEPS = {1: 600, 5: 300}
 TEST_STEPS = {("mnist", 1): 6000, ("mnist", 5): 3000, ("faces 32", 1): 8000, ("faces 32", 5): 4000}
 #: Where a run is judged, as shares of its steps, after the first step.
 SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 0.9, 1.0)
-
-LEVELS = (1.1, 1.25, 1.5, 2.0)
-LEVEL = 1.25
 
 #: How far the logarithm of a distance may be off on another kind of machine, in the
 #: row of `beginning`. Later, trainings part.
@@ -212,44 +210,17 @@ def runs_of(table: pd.DataFrame, block: Mapping[str, Any], method: str) -> pd.Da
     return np.exp(own.pivot_table("log distance", "seed", "step"))  # type: ignore[return-value]
 
 
-def steps_to(runs: pd.DataFrame, level: float) -> pd.Series[float]:
-    """Return the steps of each run to a level, by a line between logarithms.
-
-    A run that never comes down to it counts with the last step, so that a ratio errs towards 1.
-
-    Examples
-    --------
-    >>> steps_to(pd.DataFrame([[8.0, 2.0, 1.0]], columns=[1, 10, 100]), 1.0).round(2).tolist()
-    [100.0]
-    >>> steps_to(pd.DataFrame([[8.0, 2.0, 0.5]], columns=[1, 10, 100]), 1.0).round(2).tolist()
-    [31.62]
-    """
-    steps = np.log(runs.columns.to_numpy(float))
-    found = {}
-    for seed, values in runs.cummin(axis=1).iterrows():
-        heights = np.log(values.to_numpy(float))[::-1]
-        found[seed] = float(np.exp(np.interp(np.log(level), heights, steps[::-1])))
-    return pd.Series(found)
-
-
-def log_ratios(
-    table: pd.DataFrame, block: Mapping[str, Any], rival: str, level: float = LEVEL
-) -> pd.Series[float]:
-    """Return log(steps of SN / steps of a rival) to a level, one a seed: negative is fewer.
-
-    The level is that multiple of the larger of the two mean last distances.
-    """
+def over(
+    table: pd.DataFrame,
+    block: Mapping[str, Any],
+    rival: str,
+    level: float = LEVEL,
+    *,
+    for_good: bool = False,
+) -> Quotients:
+    """Divide normalization's steps and last distances by a rival's, seed by seed."""
     ours, theirs = (runs_of(table, block, method) for method in ("SN", rival))
-    seeds = ours.index.intersection(theirs.index)
-    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
-    height = level * max(float(runs.iloc[:, -1].mean()) for runs in (ours, theirs))
-    return np.log(steps_to(ours, height) / steps_to(theirs, height))  # type: ignore[return-value]
-
-
-def log_ends(table: pd.DataFrame, block: Mapping[str, Any], rival: str) -> pd.Series[float]:
-    """Return log(last distance of SN / of a rival), one a seed: negative is nearer."""
-    ours, theirs = (runs_of(table, block, method).iloc[:, -1] for method in ("SN", rival))
-    return np.log(ours / theirs).dropna()  # type: ignore[attr-defined, no-any-return]
+    return quotients(ours, theirs, level, for_good=for_good)
 
 
 def repeatable(table: pd.DataFrame) -> list[dict[Hashable, Any]]:

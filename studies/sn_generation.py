@@ -45,6 +45,7 @@ from lipbook.normalization import (
     article_spectral_normalize,
     spectral_normalize,
 )
+from lipbook.notebook.curves import LEVEL, steps_to
 from lipbook.wgan import Constraint, GradientPenalty, Unconstrained, WeightClipping
 from studies import wgan_generation as ring
 
@@ -186,30 +187,12 @@ def fastest(
         setting = ["method", "strength", "critic_lr", "generator_lr"]
         distances = runs.pivot_table("distance", [*setting, "seed"], "step")
         mean = distances[STEPS].groupby(level=setting).mean()
-        level = 1.25 * mean.groupby(level="method").min().max()
+        level = LEVEL * mean.groupby(level="method").min().max()
         steps = steps_to(distances, level)
-        steps.index = distances.index
         mean = steps.groupby(level=setting).mean()
         for method, *values in mean.groupby(level="method").idxmin():
             chosen[str(task), method] = tuple(values)
     return chosen
-
-
-def steps_to(distances: pd.DataFrame, level: float) -> pd.Series[float]:
-    """Return how many steps each run takes to a distance, by a line between logarithms.
-
-    Parameters
-    ----------
-    distances : pandas.DataFrame
-        One row a run, one column a step, in order.
-    level : float
-        The distance to come down to; a run that never does counts with the last step.
-    """
-    steps, found = np.log(distances.columns.to_numpy(float)), {}
-    for run, values in distances.cummin(axis=1).iterrows():
-        heights = np.log(values.to_numpy())[::-1]
-        found[run] = float(np.exp(np.interp(np.log(level), heights, steps[::-1])))
-    return pd.Series(found)
 
 
 def runs_of(
@@ -226,17 +209,6 @@ def runs_of(
     cell = (task, method, *(setting or CHOSEN[task, method]))
     rows = studies.rows(table[table["seed"].isin(TEST_SEEDS)], dict(zip(names, cell, strict=True)))
     return rows.pivot_table("distance", "seed", "step")
-
-
-def compared(runs: pd.DataFrame, others: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
-    """Divide the steps of some runs by those of others, and their last distances, seed by seed.
-
-    The steps are those to 1.25 times the larger of the two mean last distances, as SP5 counts them;
-    `others` may have further seeds, which are left out.
-    """
-    others = others.loc[runs.index]
-    level = 1.25 * max(r[STEPS].mean() for r in (runs, others))
-    return steps_to(runs, level) / steps_to(others, level), runs[STEPS] / others[STEPS]
 
 
 def critic(task: str, method: str, strength: float) -> nn.Module:

@@ -11,8 +11,6 @@ a table says so.
 from __future__ import annotations
 
 import ast
-import base64
-import io
 import json
 import re
 from collections import Counter
@@ -21,16 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import claim_html
-import numpy as np
 import pandas as pd
 import yaml
 from claim_pages import ClaimsDirective
-from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from study_tables import edges, number, pictures, ratios, result, table_of
 
 from lipbook.notebook.results import Entry, Finding, Results
-from lipbook.notebook.verdicts import formatted
 
 #: Facts of a provenance that are shown otherwise.
 _ELSEWHERE = ("cells", "rows", "code", "criteria", "later")
@@ -98,9 +94,9 @@ def protocol(
     text = re.sub(r"(?<!}):[a-z]+:(?=`)", "", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r"(?<!})`(\w+)`", lambda m: _page(m[1]) if m[1] in others else m[0], text)
-    for number, chapter in (equations or {}).items():
-        link = f'<a href="../{chapter}.html#eq-{number}">({number})</a>'
-        text = text.replace(f"({number})", link)
+    for equation, chapter in (equations or {}).items():
+        link = f'<a href="../{chapter}.html#eq-{equation}">({equation})</a>'
+        text = text.replace(f"({equation})", link)
     return text
 
 
@@ -108,16 +104,11 @@ def columns(study: Study, meanings: Mapping[str, str]) -> str:
     """Return a Markdown table of the columns: what they mean, and what they hold."""
     assert study.table is not None
     first = study.table.columns.get_loc("seed") + 1  # the last that a cell sets, in every study
-    lines = [
-        f"The first {first} columns name a cell, run in one piece; the others, its rows.\n",
-        ":::{table}",
-        ":class: stacked columns",
-        "| column | meaning | values |",
-        "| :-- | :-- | :-- |",
-    ]
+    told = f"The first {first} columns name a cell, run in one piece; the others, its rows."
+    lines = [("column", "meaning", "values")]
     for name, column in study.table.items():
-        lines.append(f"| `{name}` | {meanings.get(str(name), '')} | {_values(column)} |")
-    return "\n".join([*lines, ":::"])
+        lines.append((f"`{name}`", meanings.get(str(name), ""), _values(column)))
+    return f"{told}\n\n{table_of(lines, 'stacked columns', [':--'] * 3)}"
 
 
 def means(root: Path, name: str) -> dict[str, str]:
@@ -125,182 +116,6 @@ def means(root: Path, name: str) -> dict[str, str]:
     path = root / "book" / "studies" / "columns.yml"
     told = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {**told.get("every study", {}), **told.get(name, {})}
-
-
-def result(
-    table: pd.DataFrame,
-    where: str,
-    rows: str,
-    values: str,
-    across: str = "",
-    best: str = "",
-    names: str = "",
-    over: str = "",
-    split: str = "",
-) -> str:
-    """Return means over some rows of a table, with the lowest and the highest, in Markdown.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Of a study.
-    where : str
-        Which rows, as `pandas.DataFrame.query` reads it.
-    rows, values : str
-        Columns, with semicolons between them: what has a row each ("a + b" puts two columns into
-        one), and what is averaged; of a column "log x", exp of the mean.
-    across : str
-        A column whose values have a column each, if one is averaged ("a + b" as in `rows`).
-    best : str
-        A column, and those that name a run: of each run only the row counts where the first is
-        largest, and of equals the last.
-    names : str
-        What heads and entries are called, such as "lr = step size; none = no".
-    over : str
-        The column of what the means are over, if not of the seeds.
-    split : str
-        A column of texts with commas, and what its parts are called: "method = quantity; place".
-    """
-    keys, shown = rows.split("; "), values.split("; ")
-    called = _called(names)
-    part = _best(table.query(where), best)
-    if split:
-        whole, parts = split.split(" = ")
-        part[parts.split("; ")] = part[whole].str.split(", ", expand=True)
-    for key in (key for key in (*keys, across) if " + " in key):
-        part = part.assign(**{key: part[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
-    groups = part.groupby(keys + [across] * bool(across), sort=False)
-    found = groups[shown].agg(_spread)
-    counts = groups[over or ("run" if "run" in part else "seed")].nunique()
-    if across:
-        found = found[shown[0]].unstack(across, "–")[list(part[across].unique())]
-    elif counts.nunique() > 1:
-        found[_plural(over)] = counts.astype(str)
-    found = found.reset_index().rename(columns=called).map(_key)
-    heads = [str(name).removeprefix("log ").replace("_", " ") for name in found]
-    sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
-    cells = [heads, sides, *found.replace(called).to_numpy()]
-    lines = [f"| {' | '.join(line)} |" for line in cells]
-    style = "compact across" if len(heads) - len(keys) > 3 else "compact"
-    told = _averaged(shown, sorted(counts.unique()), _plural(over))
-    return "\n".join([":::{table}", f":class: {style}", *lines, ":::", "", told])
-
-
-def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str) -> str:
-    """Return methods over some of them, seed by seed, in steps or last distances, in Markdown.
-
-    The steps are those to 1.25 times the larger of two methods' mean last distances, by a line
-    between logarithms, and the last ones for a run that never comes down to it.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With the columns method, seed, step and distance.
-    where : str
-        Which rows, as `pandas.DataFrame.query` reads it.
-    of : {"steps", "last"}
-        What is divided.
-    to : str
-        Methods, with semicolons between them.
-    names : str
-        What each method is called, such as "SN = plain", in the order of the rows.
-    """
-    called = _called(names)
-    runs = {
-        method: rows.pivot_table("distance", "seed", "step")
-        for method, rows in table.query(where).groupby("method")
-    }
-    lines = [
-        [
-            "steps" if of == "steps" else "last distance",
-            *(f"over {called[other]}" for other in to.split("; ")),
-        ]
-    ]
-    lines += [[":--", *["--:"] * (len(lines[0]) - 1)]]
-    for method, name in called.items():
-        found = [_over(runs[method], runs[other], of) for other in to.split("; ")]
-        lines.append([name, *found])
-    rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([":::{table}", ":class: compact across", *rows, ":::"])
-
-
-def edges(
-    table: pd.DataFrame,
-    chosen: str,
-    rows: str,
-    settings: str,
-    tried: str = "",
-    best: str = "",
-    names: str = "",
-) -> str:
-    """Return which settings were chosen at the edge of what was tried, in Markdown.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Of a study.
-    chosen, tried : str
-        Which rows have the settings that were chosen, and which those that were tried, if others.
-    rows, names : str
-        As in `result`: whose settings they are.
-    settings : str
-        Columns, with semicolons between them.
-    best : str
-        As in `result`, where each run has chosen for itself. Those are listed which chose an edge
-        at more than half of the runs.
-    """
-    called, keys = _called(names), rows.split("; ")
-    taken, search = _best(table.query(chosen), best), table.query(tried or chosen)
-    searches = dict(iter(search.groupby(keys)))
-    found: dict[str, list[str]] = {}
-    for key, own in taken.groupby(keys, sort=False):
-        who = ", ".join(called.get(part, part) for part in map(_key, key))
-        for setting in settings.split("; "):
-            values, told = sorted(searches[key][setting].unique()), called.get(setting, setting)
-            for value, end in ((values[0], "smallest"), (values[-1], "largest")):
-                times = int((own[setting] == value).sum())
-                if len(values) == 1 or times <= len(own) / 2 * bool(best):
-                    continue
-                which = "one of two" if len(values) == 2 else f"the {end}"
-                head = f"{which} {told}" if best else f"{told} {_number(value)}, {which}"
-                count = f" ({times} of {len(own)})" * bool(best)
-                found.setdefault(head, []).append(f"*{who}*{count}")
-    if not found:
-        return "No setting was chosen at the edge of what was tried."
-    lines = [f"- {head}: {'; '.join(whose)}" for head, whose in found.items()]
-    often = " at more than half of the runs" if best else ""
-    return "\n".join([f"Chosen at the edge of what was tried{often}:\n", *lines])
-
-
-def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str = "") -> str:
-    """Return a strip of six generated images for each grid that a study has kept, as HTML.
-
-    Parameters
-    ----------
-    root : Path
-        The folder with ``book``.
-    name : str
-        The study's.
-    where, rows, names : str
-        As in `result`.
-    alt : str
-        What can be seen in all of the strips.
-    """
-    path = root / "book" / "studies" / "pictures" / f"{name}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    grids = pd.DataFrame([{**k["cell"], "step": k["step"], "png": k["png"]} for k in kept])
-    called = _called(names)
-    parts = []
-    for _, grid in grids.query(where).sort_values(rows.split("; "), kind="stable").iterrows():
-        label = ", ".join(called.get(key, key) for key in map(_key, grid[rows.split("; ")]))
-        image = Image.open(io.BytesIO(base64.b64decode(grid["png"])))
-        strip = io.BytesIO()
-        six = image.crop((0, 0, image.width, image.height // 2)).convert("RGB")
-        six.save(strip, "webp", lossless=True)
-        source = base64.b64encode(strip.getvalue()).decode()
-        told = f'<img alt="{label}: {alt}" src="data:image/webp;base64,{source}">'
-        parts.append(f"<figcaption>{label}</figcaption>{told}")
-    return f'<figure class="strips">{"".join(parts)}</figure>'
 
 
 def provenance(study: Study) -> str:
@@ -368,23 +183,18 @@ def criteria(study: Study, results: Results) -> str:
 
 def costs(root: Path, results: Results) -> str:
     """Return a Markdown table: what came out of each study, what rests on it, what it took."""
-    lines = [
-        ":::{table}",
-        ":class: stacked costs",
-        "| study | what came out | claims | seeds | cost |",
-        "| :-- | :-- | :-- | --: | --: |",
-    ]
+    lines = [("study", "what came out", "claims", "seeds", "cost")]
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     tables = (root / "book" / "studies").glob("*.json")
     for path in sorted(tables, key=lambda p: contents.index(f"studies/{p.stem}\n")):
         title, told, *_ = path.with_suffix(".md").read_text(encoding="utf-8").split("\n\n")
         study = read(root, path.stem)
         claims = ", ".join(filter(None, (_judged(e, study) for e in results.claims))) or "–"
+        page, cost = f"[{title.lstrip('# ').strip()}]({path.stem}.md)", spent(study)
         lines.append(
-            f"| [{title.lstrip('# ').strip()}]({path.stem}.md) | {' '.join(told.split())} |"
-            f" {claims} | {spent(study).seeds} | {_whole(spent(study).whole)} |"
+            (page, " ".join(told.split()), claims, str(cost.seeds), _whole(cost.whole)),
         )
-    return "\n".join([*lines, ":::"])
+    return table_of(lines, "stacked costs", [":--"] * 3 + ["--:"] * 2)
 
 
 def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
@@ -557,16 +367,11 @@ def _values(column: pd.Series) -> str:
         listed = " · ".join(str(value).replace("|", "\\|") for value in distinct)
         return (listed if len(distinct) <= _SHOWN else f"{len(distinct)} kinds") + more
     if len(distinct) <= _SHOWN:
-        return " · ".join(map(_number, distinct)) + more
+        return " · ".join(map(number, distinct)) + more
     if column.name in ("seed", "run", "step"):
-        return f"{len(distinct)} of them, from {_number(distinct[0])} to {_number(distinct[-1])}"
-    low, middle, high = map(_number, column.quantile([0, 0.5, 1]))
+        return f"{len(distinct)} of them, from {number(distinct[0])} to {number(distinct[-1])}"
+    low, middle, high = map(number, column.quantile([0, 0.5, 1]))
     return f"{low} to {high}, median {middle}{more}"
-
-
-def _number(value: float) -> str:
-    told = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return told.replace("-", "−", 1) if value < 0 else told
 
 
 def _concerns(entry: Entry, study: Study) -> bool:
@@ -620,78 +425,6 @@ def _time(seconds: float) -> str:
 def _person(value: float) -> str:
     """Return a number to two digits."""
     return f"{float(f'{value:.2g}'):,.10g}"
-
-
-def _called(names: str) -> dict[str, str]:
-    return dict(pair.split(" = ") for pair in names.split("; ") if pair)
-
-
-def _spread(column: pd.Series) -> str:
-    """Return the mean of a column, and the lowest and the highest if they differ."""
-    low, middle, high = column.min(), column.mean(), column.max()
-    if str(column.name).startswith("log "):
-        low, middle, high = np.exp([low, middle, high])
-    told = _digits(middle)
-    places = len(told.partition(".")[2])
-    ends = [f"{end:,.{places}f}".replace("-", "−") for end in (low, high)]
-    spread = f' <span class="spread">({"–".join(ends)})</span>'
-    return told if ends[0] == ends[1] else told + spread
-
-
-def _best(rows: pd.DataFrame, best: str) -> pd.DataFrame:
-    """Return of each run the row where a score is largest, and of equals the last, if so asked."""
-    if not best:
-        return rows.copy()
-    score, *run = best.split("; ")
-    return rows.loc[sorted(rows[::-1].groupby(run, sort=False)[score].idxmax())]
-
-
-def _over(runs: pd.DataFrame, others: pd.DataFrame, of: str) -> str:
-    """Return the ratio of two methods with its interval, or a dash of a method to itself."""
-    if runs.equals(others):
-        return "–"
-    ends = runs.iloc[:, -1], others.iloc[:, -1]
-    if of == "steps":
-        level = 1.25 * max(end.mean() for end in ends)
-        ends = _steps_to(runs, level), _steps_to(others, level)
-    middle, interval = formatted((ends[0] / ends[1]).to_numpy(), "log").split(" ", 1)
-    return f'{middle} <span class="spread">{interval}</span>'
-
-
-def _steps_to(runs: pd.DataFrame, level: float) -> pd.Series:
-    steps = np.log(runs.columns.to_numpy(float))[::-1]
-    lowest = np.log(runs.cummin(axis=1).to_numpy(float))[:, ::-1]
-    found = [np.exp(np.interp(np.log(level), heights, steps)) for heights in lowest]
-    return pd.Series(found, runs.index)
-
-
-def _averaged(shown: list[str], counts: list[int], each: str) -> str:
-    """Return a sentence on what a table's means are over, and how many."""
-    if counts == [1]:
-        return "One run each."
-    logarithms = [name.removeprefix("log ") for name in shown if name.startswith("log ")]
-    kind = "Geometric means" if len(logarithms) == len(shown) else "Means"
-    of = f" (geometric of the {logarithms[0]})" if logarithms and kind == "Means" else ""
-    return f"{kind}{of} over {_range(counts)} {each}; in brackets the lowest and the highest."
-
-
-def _range(counts: list[int]) -> str:
-    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-
-
-def _plural(over: str) -> str:
-    return f"{over or 'seed'}s"
-
-
-def _digits(value: float) -> str:
-    """Return a number to two digits or whole, zeros included, or a dash if there is none."""
-    if value != value:
-        return "–"
-    return f"{value:,.0f}" if round(abs(value), 1) >= 10 else f"{value:#.2g}"
-
-
-def _key(value: Any) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _whole(seconds: float) -> str:

@@ -19,6 +19,7 @@ from studies import (
     _pool,
     facial_features,
     facial_ladder,
+    loss_or_steps,
     panels,
     rivals,
     rivals_on_digits,
@@ -81,9 +82,11 @@ def ended(plan, off):
     return pd.DataFrame([{**c, "step": c["steps"], "log distance": off(c)} for c in plan])
 
 
-@pytest.fixture(params=[rivals_on_faces, rivals_on_digits], ids=["faces", "digits"])
+@pytest.fixture(
+    params=[rivals_on_faces, rivals_on_digits, loss_or_steps], ids=["faces", "digits", "corner"]
+)
 def searched(request):
-    """Each of the two studies with a search in rounds."""
+    """Each of the studies with a search in rounds."""
     return request.param
 
 
@@ -106,7 +109,7 @@ def test_a_search_goes_on_with_each_methods_best_settings(searched):
     effort = table.groupby(["loss", "part", "method"]).size().unstack()
     assert (effort.nunique(axis=1) == 1).all()
     n_tests = len(searched.SEARCH.test_seeds)
-    assert effort.loc["hinge", "SN"].tolist() == [60, n_tests, 12, 16]
+    assert effort.loc[searched.BLOCKS[0][0], "SN"].tolist() == [60, n_tests, 12, 16]
     for method, strengths in rivals.STRENGTHS.items():
         own = table[table["method"] == method].drop_duplicates(["part", *rivals.SETTING])
         rates = own[own["strength"] <= strengths[0]].groupby("part")["generator_lr"].agg(set)
@@ -133,9 +136,8 @@ def test_a_search_goes_beyond_the_edges_that_it_meets_and_no_other(searched):
 
 def test_a_search_waits_for_its_slowest_run(searched):
     def parts(found):
-        return {
-            c["part"] for c in searched.cells(found) if (c["method"], c["loss"]) == ("SN", "hinge")
-        }
+        first = ("SN", searched.BLOCKS[0][0])
+        return {c["part"] for c in searched.cells(found) if (c["method"], c["loss"]) == first}
 
     rows = ended(searched.cells(), lambda cell: cell["strength"])
     assert parts(rows.iloc[1:]) == {"probe"}
@@ -154,16 +156,15 @@ def curves(method, exponent, end):
     ]
 
 
-def test_log_ratios_are_negative_where_normalization_needs_fewer_steps():
+def test_quotients_are_below_one_where_normalization_needs_fewer_steps():
     table = pd.DataFrame(curves("SN", 1.0, 1.0) + curves("two-sided", 0.5, 1.0))
     # The level is 1.25 times 100/√1000; 100 s⁻¹ and 100 s^(−1/2) come to it at s and s².
     level = 1.25 * 100 / 1000**0.5
     expected = np.log(100 / level) - 2 * np.log(100 / level)
-    np.testing.assert_allclose(rivals.log_ratios(table, BLOCK, "two-sided"), expected, atol=1e-9)
-    assert (rivals.log_ratios(table, BLOCK, "two-sided", level=2.0) > expected).all()
-    np.testing.assert_allclose(
-        rivals.log_ends(table, BLOCK, "two-sided"), np.log(1000**0.5 / 100), atol=1e-9
-    )
+    steps, last = rivals.over(table, BLOCK, "two-sided")
+    np.testing.assert_allclose(np.log(steps), expected, atol=1e-9)
+    assert (np.log(rivals.over(table, BLOCK, "two-sided", level=2.0).steps) > expected).all()
+    np.testing.assert_allclose(last, 1000**0.5 / 100)
 
 
 def test_the_panels_take_the_step_size_that_ends_nearest():

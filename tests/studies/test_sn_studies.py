@@ -19,6 +19,7 @@ from lipbook.convolution import conv_spectral_norm
 from lipbook.groupsort import GroupSort
 from lipbook.lipschitz import jacobian_norms
 from lipbook.normalization import OrthonormalPenalty, SpectralProjection
+from lipbook.notebook.curves import quotients
 from lipbook.power_iteration import article_keras_spectral_norm
 from lipbook.wgan import GradientPenalty, Unconstrained, WeightClipping
 from studies import sn_generation as study
@@ -132,41 +133,6 @@ def test_the_best_setting_has_the_smallest_mean_last_distance_on_the_tuning_seed
         ("ring", "one-sided"): (10.0, *high),
         ("digits", "SN"): (3.0, *low),
     }
-
-
-@pytest.mark.parametrize(
-    ("distances", "level", "expected"),
-    [
-        ((8, 4, 2), 4, 100),
-        ((8, 4, 2), math.sqrt(32), math.sqrt(1000)),  # half way between logarithms
-        ((8, 4, 2), 2, 1000),
-        ((8, 4, 2), 1, 1000),  # never
-        ((8, 4, 2), 9, 10),  # from the first
-        ((8, 2, 6), 2, 100),  # a later rise does not count
-        ((8, 2, 6), 4, math.sqrt(1000)),
-        ((8, 4, 4), 4, 100),  # the first of equals
-    ],
-)
-def test_steps_to_a_distance(distances, level, expected):
-    runs = pd.DataFrame([distances, (1, 1, 1)], index=["run", "other"], columns=[10, 100, 1000])
-    found = study.steps_to(runs, level)
-    assert found.index.tolist() == ["run", "other"]
-    assert found["run"] == pytest.approx(expected)
-    assert study.steps_to(runs, 0.5)["other"] == pytest.approx(1000)
-
-
-def test_runs_are_compared_seed_by_seed_by_the_steps_to_one_distance(monkeypatch):
-    monkeypatch.setattr(study, "STEPS", 1000)
-    steps = [10, 100, 1000]
-    ours = pd.DataFrame([(8, 4, 2), (8, 2, 2)], index=[3, 5], columns=steps)
-    others = pd.DataFrame([(9, 9, 9), (8, 4, 3.2), (8, 8, 3.2)], index=[1, 3, 5], columns=steps)
-    ratio, last = study.compared(ours, others)  # 1.25 · 3.2 = 4
-    assert ratio.index.tolist() == last.index.tolist() == [3, 5]
-    assert ratio[3] == pytest.approx(1)
-    assert ratio[5] == pytest.approx(10**1.5 / 10 ** (2 + math.log(2) / math.log(2.5)))
-    assert last.tolist() == pytest.approx([2 / 3.2] * 2)
-    swapped, _ = study.compared(others.loc[[3, 5]], ours)
-    assert (ratio * swapped).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("setting", [None, (1.0, 3e-3, 1e-3)])
@@ -629,6 +595,6 @@ def test_normalization_needs_more_steps_than_either_penalty(task, normalized, pe
     table = studies.load("sn_photographs" if task == "patches" else "sn_generation")
     chosen = study.CHOSEN | sn_photographs.CHOSEN
     runs = [study.runs_of(table, task, m, chosen[task, m]) for m in (normalized, penalty)]
-    steps, last = study.compared(*runs)
+    steps, last = quotients(*runs)
     assert len(steps) == len(last) == 10
     assert stats.t.interval(0.95, 9, steps.mean(), stats.sem(steps))[0] > 1

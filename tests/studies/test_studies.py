@@ -346,6 +346,7 @@ REPEATED = {
     "classes": 15,
     "facial_features": 20,
     "facial_ladder": 6,
+    "loss_or_steps": 6,
     "open_question": 6,
     "panels": 120,
     "rivals": 35,
@@ -366,6 +367,7 @@ _JUDGES = {"mnist", "faces-0-64", "reader-mnist", "reader-faces-32", "reader-fac
 NEEDED = {
     "facial_features": _FACES,
     "facial_ladder": {"faces-1-64", "heads-1-64"},
+    "loss_or_steps": {"mnist", "reader-mnist"},
     "panels": _JUDGES,
     "rivals": {"mnist", "reader-mnist"},
     "rivals_on_digits": {"mnist", "reader-mnist"},
