@@ -43,22 +43,34 @@ _LETTERS = {
     "answered": "A",
     "not tested": "–",
 }
+#: Where a card has the code of its check, which `folds` moves there.
+CODE = "<!-- the code of the check -->"
+#: From how many words on only the first sentence of a finding stands in the open.
+_LONG = 50
 text = html.escape
 
 
 def card(entry: Entry) -> str:
     """Return what stands in a chapter where a claim was checked."""
+    said, more = lead(entry.finding)
     return (
         f'<section class="claim-card {css(entry.verdict)}" id="claim-{entry.id}"'
         f' aria-label="Claim {entry.id}">'
         f'<p><span class="claim-id">{entry.id}</span> {text(entry.says)}'
         f' <strong class="claim-verdict">{entry.verdict}</strong></p>'
-        f'<p class="claim-finding">{text(entry.finding)}</p>'
-        f"<details><summary>Numbers of {entry.id}</summary>{details(entry)}"
+        f'<p class="claim-finding">{text(said)}</p>'
+        f"<details><summary>Numbers and code of {entry.id}</summary>"
+        f"{_paragraph('', more)}{details(entry)}"
         f'<p><a href="ledger.html#{entry.id}">{entry.id} in the ledger</a> ·'
-        f' <a href="../_static/claims/{entry.id}.py">the check as a script</a></p></details>'
+        f' <a href="../_static/claims/{entry.id}.py">the check as a script</a></p>{CODE}</details>'
         f"{review(entry)}</section>"
     )
+
+
+def lead(finding: str) -> tuple[str, str]:
+    """Return what stands in the open of a finding, and what is folded: long ones are cut."""
+    first, *rest = re.split(r"(?<=\.) (?=[A-Z])", finding, maxsplit=1)
+    return (first, *rest) if rest and len(finding.split()) > _LONG else (finding, "")
 
 
 def row(entry: Entry) -> str:

@@ -239,16 +239,18 @@ class Undecided(ClaimsDirective):
         which = "criteria" if entry.kind == QUESTION else "deciding criteria"
         which += " that went the other way" if state == "reversed" else " that are undecided"
         count = len(entry.criteria) + len(entry.planned)
-        said = self.referred(entry, made)
+        alike = self.referred(entry, made)
+        said, more = claim_html.lead(entry.finding)
         every = "Both" if count == 2 else f"All {count}"
         return _section(
             entry,
             self.printed(entry),
-            f"**{entry.verdict.capitalize()}.** {entry.reason or entry.finding}",
+            f"**{entry.verdict.capitalize()}.** {entry.reason or said}",
             *([f"**What would decide it.** {entry.decisive}"] if entry.decisive else []),
             f"**Tried on.** {entry.scope}",
+            *([f"**In more words.** {more}"] if more and not entry.reason else []),
             *(
-                [f"What made the verdict, the {which}{said}:", claim_html.table(made)]
+                [f"What made the verdict, the {which}{alike}:", claim_html.table(made)]
                 if made
                 else []
             ),

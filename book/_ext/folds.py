@@ -1,9 +1,10 @@
 """Fold neighbouring cells together: one thing to open above a picture, not one for each cell.
 
 Cells whose code is hidden and that show nothing go into the fold of the next cell whose code is
-hidden too, where there is one.
+hidden too, where there is one. The code that ends in a claim's card goes into the card's own fold.
 """
 
+import claim_html
 from docutils import nodes
 from docutils.nodes import container
 from sphinx.application import Sphinx
@@ -24,6 +25,23 @@ class JoinFolds(SphinxPostTransform):
                 following.children[0][:0] = cell.children[0].children
                 following["ids"] = [*cell["ids"], *following["ids"]]
                 cell.parent.remove(cell)
+        for cell in filter(_is_hidden, list(self.document.findall(container))):
+            for card in list(cell.findall(_has_place_for_code)):
+                _move_into(cell, card)
+
+
+def _has_place_for_code(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.raw) and claim_html.CODE in node.astext()
+
+
+def _move_into(cell: container, card: nodes.raw) -> None:
+    """Put a cell's code where its card has the place for it, so that nothing is left to hide."""
+    before, after = card.astext().split(claim_html.CODE)
+    halves = [nodes.raw("", half, format="html") for half in (before, after)]
+    code = cell.children[0]
+    cell.remove(code)
+    del cell["hide_mode"]
+    card.parent.replace(card, [halves[0], code, halves[1]])
 
 
 def _is_hidden(node: nodes.Node) -> bool:
