@@ -15,7 +15,7 @@ R1 goes with the logistic loss that it was made for, the others with (18). One c
 each of the generator; all are compared at equal steps. What reads the letters is a small
 convolutional network, which is right for 96 to 98 of 100 new ones.
 
-All networks are rows of one stack, so that a GPU trains hundreds at once.
+All networks are rows of one stack.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Does the filter of faces' features rank what is known? Before it judges anybody.
+"""Whether the filter of faces' features ranks what is known, before anything is judged by it.
 
 - **Compared**: a thousand drawn faces on four ladders: a growing share of them replaced by bare
   heads, or all of them with less contrast, with more blur, or out of place.
 - **Tuned**: nothing.
 - **Criteria**: none; no claim is judged by this table.
 - **Seeds**: one, of the faces, which are others than those of the filter.
-- **Not done**: generated images, and faces that are not drawn.
+- **Not done**: generated images, but for a look at some of other seeds than `facial_features` has;
+  faces that are not drawn.
 
 `FacialFeatures` is made of a thousand drawn faces and the same heads without eyes, brows, nose,
 mouth and glasses.

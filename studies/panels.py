@@ -5,8 +5,8 @@
 - **Tuned**: nothing: all have the article's step size, 2e-4.
 - **Criteria**: planned ones only; nothing is judged by this table.
 - **Seeds**: one.
-- **Not done**: five of the six trainings were cut off; half and full width, other seeds, other step
-  sizes and an exact norm after the step were not begun.
+- **Not done**: five of the six trainings to their end, for want of time on the GPU; half and full
+  width, other seeds, other step sizes and an exact norm after the step were not begun.
 
 The article shows faces from its own Keras example, once with the weights divided after each step
 and once with the division inside the forward pass. The plan has both, with the example's networks,
@@ -15,10 +15,10 @@ article's estimate (five iterations from the vector of ones, differentiated) or 
 power iteration, or after the step by the article's estimate or exactly; BatchNorm's γ divided or
 free. Initial weights are torch's, not Keras's.
 
-The plan's parts, in order of priority, of which the first was begun. "equal": every variant at the
-article's step size, 2e-4, at a quarter of the width, and the main pair also at half and at full
-width. "tuning" and "best": the main variants on two further seeds at four step sizes, then each at
-the one that ended nearest.
+Cost and parts of the plan, of which the first was begun. "equal": every variant at the article's
+step size, 2e-4, at a quarter of the width, and the main pair also at half and at full width.
+"tuning" and "best": the main variants on two further seeds at four step sizes, then each at the one
+that ended nearest.
 
 Cost, guessed before the run, of one generator step with its five critic steps on an H100: 10 ms at
 full width (0.8 TFLOP in TF32), 3 ms at half, 1 ms at a quarter, where a dozen run side by side. So

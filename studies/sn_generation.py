@@ -1,6 +1,7 @@
 """Chapter 6's study of small generators: every constraint at its best, spectral ones in detail.
 
-- **Compared**: seventeen ways to hold a critic on digits of 8×8, three of them on eight Gaussians.
+- **Compared**: seventeen ways to hold a critic on digits of 8×8, three of them on eight Gaussians
+  too.
 - **Tuned**: one or two strengths × two step sizes of the critic × three of the generator, on two
   seeds (and digits) of their own, by the last distance.
 - **Criteria**: the rule was decided before the table; the catalogue's entries, with their bounds,

@@ -3,7 +3,8 @@
 - **Compared**: the time of a critic's step without a constraint, with normalization and with three
   penalties, in the networks of `rivals` and `panels`.
 - **Tuned**: nothing.
-- **Criteria**: committed before the table was measured.
+- **Criteria**: committed before the table was measured; of the second, a part that was timed where
+  the page is run was dropped afterwards.
 - **Seeds**: none; a time is the median of seven rounds on a GPU, of three on one core.
 - **Not done**: other cards; on one core the article's own width.
 

@@ -8,6 +8,10 @@
 - **Seeds**: ten, five for the controls.
 - **Not done**: λ at its best for each pairing; one control has 32 times the λ.
 
+In the criteria, all is measured with 32 classes in 64 dimensions, two-sided if nothing else is
+said; *any* and *within* are the pairs. *Wide* are critics of four times the width, with any pairs.
+*The floor* is the distance between real samples and held-out ones.
+
 Every class is one and the same task: its real samples lie at a centre, its fakes a distance of 2
 away in a direction of its own, and the centres lie 10 apart. The samples are shared out among the
 classes; nothing else changes with their number. First a critic is trained between the two fixed

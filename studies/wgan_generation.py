@@ -7,6 +7,10 @@
 - **Seeds**: ten.
 - **Not done**: other step sizes of the critic, and other strengths.
 
+In the criteria, *one over two* is the last distance with the one-sided penalty over that with the
+two-sided, at λ = 10 and the step size that suits each; *none* is no constraint, with *small steps*
+1e-4. The *best* λ and steps are those that were chosen.
+
 Every method has the same networks and steps. What counts is the exact W₁ to held-out samples along
 the way.
 """

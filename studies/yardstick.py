@@ -1,4 +1,4 @@
-"""Does the yardstick of generated images rank what is known to be worse? Before it judges anybody.
+"""Whether the yardstick of generated images ranks what is known, before anything is judged by it.
 
 - **Compared**: real images that the yardstick has not seen, made worse step by step: by noise, by
   blur, by keeping only some of their kinds (of digits, of hair), by exchanging the left halves of

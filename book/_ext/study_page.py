@@ -4,13 +4,14 @@
 and ``{study-result} name`` means over some rows of the table. What came out stands in the page's
 own first paragraph; ``{study-costs}`` lists it with what each study costs, ``{study-full-width}``
 what the article's own example would. ``{study-ratios}`` holds methods against one another, seed by
-seed, and ``{study-edges}`` says which settings were chosen at the edge of a search. A study without
-a table says so.
+seed, and ``{study-edges}`` says which settings were chosen at the edge of a search. A paragraph of
+the docstring that begins with "In the criteria" stands above them. A study without a table says so.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from collections import Counter
@@ -24,8 +25,9 @@ import yaml
 from claim_pages import ClaimsDirective
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
-from study_tables import edges, number, pictures, ratios, result, table_of
+from study_tables import edges, marked, number, pictures, ratios, result, table_of
 
+from lipbook.notebook.catalogue import QUESTION
 from lipbook.notebook.results import Entry, Finding, Results
 
 #: Facts of a provenance that are shown otherwise.
@@ -44,8 +46,10 @@ _READING = (
     '<p class="claim-reading">A criterion that <a href="../ledger.html#how-to-read-it">decides</a>'
     " has to be met for the claim to hold; one that confines is our own, against the claim, and"
     " limits it if met. <em>Met</em>: the whole interval lies on the side asked for, after Holm's"
-    " correction too (p below 0.05). <em>(8 of 10)</em>: so many seeds lie there by themselves.</p>"
+    " correction too (p below 0.05). <em>(8 of 10)</em>: so many seeds lie there by themselves."
 )
+_REFUTES = " One that refutes is met by a counterexample, and the claim fails as printed."
+_QUESTION = " A question is undecided as long as one of its criteria is, of whatever role."
 
 #: From how many seconds on a unit is taken, and how many it has.
 _UNITS = ((5400, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
@@ -59,6 +63,7 @@ class Study(NamedTuple):
     claims: tuple[str, ...]
     table: pd.DataFrame | None
     facts: dict[str, Any]
+    constants: dict[str, Any]  #: those of the module that are written out
 
 
 def read(root: Path, name: str) -> Study:
@@ -76,11 +81,12 @@ def read(root: Path, name: str) -> Study:
         raise ExtensionError(f"there is no study {name!r}: {source} is missing")
     module = ast.parse(source.read_text(encoding="utf-8"))
     path = root / "book" / "studies" / f"{name}.csv"
-    there = path.exists()
+    there, known = path.exists(), _constants(module)
     return Study(
         name=name,
+        constants=known,
         protocol=ast.get_docstring(module) or "",
-        claims=_constant(module, "CLAIMS"),
+        claims=tuple(known.get("CLAIMS", ())),
         table=pd.read_csv(path) if there else None,
         facts=json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if there else {},
     )
@@ -104,7 +110,7 @@ def columns(study: Study, meanings: Mapping[str, str]) -> str:
     """Return a Markdown table of the columns: what they mean, and what they hold."""
     assert study.table is not None
     first = study.table.columns.get_loc("seed") + 1  # the last that a cell sets, in every study
-    told = f"The first {first} columns name a cell, run in one piece; the others, its rows."
+    told = f"The first {first} columns identify a cell, that is one job; the others are measured."
     lines = [("column", "meaning", "values")]
     for name, column in study.table.items():
         lines.append((f"`{name}`", meanings.get(str(name), ""), _values(column)))
@@ -177,24 +183,32 @@ def cost(study: Study) -> str:
 
 def criteria(study: Study, results: Results) -> str:
     """Return the criteria that the table is held against, as HTML, a claim after the other."""
-    found = [_of_claim(entry, study) for entry in results.claims if _concerns(entry, study)]
-    return "".join([*found, _READING]) if found else "<p>No claim is judged by this table.</p>"
+    about = [entry for entry in results.claims if _concerns(entry, study)]
+    if not about:
+        return "<p>No claim is judged by this table.</p>"
+    refutes = any(f.role == "refutes" for entry in about for f in entry.criteria)
+    asks = any(entry.kind == QUESTION for entry in about)
+    reading = _READING + _REFUTES * refutes + _QUESTION * asks
+    return "".join([*(_of_claim(entry, study) for entry in about), reading, "</p>"])
 
 
 def costs(root: Path, results: Results) -> str:
     """Return a Markdown table: what came out of each study, what rests on it, what it took."""
-    lines = [("study", "what came out", "claims", "seeds", "cost")]
+    lines = [("study", "what came out", "claims, seeds, cost")]
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     tables = (root / "book" / "studies").glob("*.json")
     for path in sorted(tables, key=lambda p: contents.index(f"studies/{p.stem}\n")):
         title, told, *_ = path.with_suffix(".md").read_text(encoding="utf-8").split("\n\n")
         study = read(root, path.stem)
-        claims = ", ".join(filter(None, (_judged(e, study) for e in results.claims))) or "–"
+        claims = ", ".join(filter(None, (_judged(e, study) for e in results.claims)))
         page, cost = f"[{title.lstrip('# ').strip()}]({path.stem}.md)", spent(study)
-        lines.append(
-            (page, " ".join(told.split()), claims, str(cost.seeds), _whole(cost.whole)),
-        )
-    return table_of(lines, "stacked costs", [":--"] * 3 + ["--:"] * 2)
+        seeds = f"{cost.seeds}\u00a0seed{'s' * (cost.seeds > 1)}"
+        if "**Seeds**: none" in study.protocol:
+            seeds = "no seeds"
+        facts = [claims or "no claim", seeds, _whole(cost.whole)]
+        spans = (f'<span class="fact">{fact}</span>' for fact in facts)
+        lines.append((page, " ".join(told.split()), " ".join(spans)))
+    return table_of(lines, "stacked costs", [":--"] * 3)
 
 
 def full_width(times: pd.DataFrame, steps: int = 4_000) -> str:
@@ -227,8 +241,11 @@ def markdown(
     equations = {e.number: e.chapter for e in results.equations}
     paragraphs = protocol(study.protocol, others, equations).split("\n\n")
     guessed = "\n\n".join(p for p in paragraphs if p.startswith("Cost"))
-    described = "\n\n".join(p for p in paragraphs if not p.startswith("Cost"))
-    told = f"## The criteria\n\n{criteria(study, results)}\n\n## The protocol\n\n{described}"
+    words = "\n\n".join(p for p in paragraphs if p.startswith("In the criteria"))
+    rest = [p for p in paragraphs if not p.startswith(("Cost", "In the criteria"))]
+    asked, more = "\n\n".join(rest[:2]), "\n\n".join(rest[2:])
+    told = f"## How it was measured\n\n{asked}\n\n## The criteria\n\n{words}\n\n"
+    told += criteria(study, results) + f"\n\n## More of the protocol\n\n{more}" * bool(more)
     if study.table is None:
         missing = "There is no table, and no verdict rests on this study: it is planned."
         way = f"`make study STUDY={study.name}` measures it."
@@ -268,12 +285,16 @@ class StudyResult(ClaimsDirective):
     required_arguments = 1
     final_argument_whitespace = True
     option_spec = dict.fromkeys(
-        ("where", "rows", "values", "across", "best", "names", "over", "split"), str
+        [
+            *("where", "rows", "values", "across", "best", "names", "over", "split"),
+            *("edge", "sort", "note", "marks"),
+        ],
+        str,
     )
 
     def markdown(self) -> str:
         """Return the table."""
-        return result(_tables(self.book.parent, self.arguments[0]), **self.options)
+        return result(_table(self), **self.options)
 
 
 class StudyRatios(ClaimsDirective):
@@ -281,22 +302,22 @@ class StudyRatios(ClaimsDirective):
 
     required_arguments = 1
     final_argument_whitespace = True
-    option_spec = dict.fromkeys(("where", "of", "to", "names"), str)
+    option_spec = dict.fromkeys(("where", "of", "to", "names", "each", "marks"), str)
 
     def markdown(self) -> str:
         """Return the table."""
-        return ratios(_tables(self.book.parent, self.arguments[0]), **self.options)
+        return ratios(_table(self), **self.options)
 
 
 class StudyEdges(ClaimsDirective):
     """What a search chose at its edge: see `edges` for the options."""
 
     required_arguments = 1
-    option_spec = dict.fromkeys(("chosen", "tried", "rows", "settings", "best", "names"), str)
+    option_spec = dict.fromkeys(("chosen", "tried", "rows", "settings", "names", "marks"), str)
 
     def markdown(self) -> str:
         """Return a list."""
-        return edges(read(self.book.parent, self.arguments[0]).table, **self.options)
+        return edges(_table(self), **self.options)
 
 
 class StudyPictures(ClaimsDirective):
@@ -326,9 +347,24 @@ class FullWidth(ClaimsDirective):
         return full_width(read(self.book.parent, "step_times").table)
 
 
-def _tables(root: Path, names: str) -> pd.DataFrame:
-    """Return the tables of some studies, with spaces between their names, as one."""
-    return pd.concat([read(root, name).table for name in names.split()], ignore_index=True)
+def _table(directive: ClaimsDirective) -> pd.DataFrame:
+    """Return the tables of some studies as one, each row with what its settings were chosen for.
+
+    That is said by the option "marks": the columns of the settings with spaces between them, and
+    what each choice of the study's module is called, such as "method lr; CHOSEN = end".
+    """
+    marks = directive.options.pop("marks", "")
+    columns, *named = marks.split("; ")
+    found = []
+    for name in directive.arguments[0].split():
+        study = read(directive.book.parent, name)
+        table = study.table
+        if marks:
+            pairs = (pair.split(" = ") for pair in named)
+            sets = {told: study.constants[constant] for constant, told in pairs}
+            table = table.assign(chosen_for=marked(table, columns, sets))
+        found.append(table)
+    return pd.concat(found, ignore_index=True)
 
 
 def _tested(table: pd.DataFrame) -> int:
@@ -351,11 +387,32 @@ def _said(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _constant(module: ast.Module, name: str) -> tuple[str, ...]:
+def _constants(module: ast.Module) -> dict[str, Any]:
+    """Return those of a module's constants that are written out, or made of such."""
+    known: dict[str, Any] = {}
     for node in module.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return tuple(ast.literal_eval(node.value))
-    return ()
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(name)], value=ast.expr() as value)
+                | ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value)
+            ):
+                for part in ast.walk(value):
+                    if isinstance(part, ast.Dict):
+                        part.keys = [key and _Written(known).visit(key) for key in part.keys]
+                with contextlib.suppress(ValueError):
+                    known[name] = ast.literal_eval(value)
+    return known
+
+
+class _Written(ast.NodeTransformer):
+    """Puts the value of a constant in the place of its name."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known = known
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Return the value if it is known."""
+        return ast.Constant(self.known[node.id]) if node.id in self.known else node
 
 
 def _values(column: pd.Series) -> str:
@@ -380,9 +437,10 @@ def _concerns(entry: Entry, study: Study) -> bool:
 
 def _judged(entry: Entry, study: Study) -> str:
     """Return a claim's name if a study's table judges it, or is planned to."""
+    link = f'<a href="../ledger.html#{entry.id}">{entry.id}</a>'
     if study.name in entry.studies:
-        return entry.id
-    return f"{entry.id} (planned)" if _concerns(entry, study) else ""
+        return link
+    return f"{link} (planned)" if _concerns(entry, study) else ""
 
 
 def _of_claim(entry: Entry, study: Study) -> str:
@@ -397,10 +455,13 @@ def _of_claim(entry: Entry, study: Study) -> str:
     def notes(finding: Finding) -> list[str]:
         against = "" if finding.role == "decides" else ", against the claim"
         p = [] if finding.p is None else [claim_html.corrected(finding.p)]
-        came = [note for note in claim_html.history(finding) if note not in common]
+        came = [n for n in claim_html.history(finding) if n not in common and not _change(n)]
+        came += ["changed, as told below"] * bool(finding.changed)
         return [finding.role + against, *p, *came]
 
     told = claim_html.table(about, notes) if about else ""
+    for note in dict.fromkeys(n for f in about for n in claim_html.history(f) if _change(n)):
+        told += f'<p class="claim-reading">Changed: {claim_html.text(note)}.</p>'
     if entry.planned and entry.id in study.claims:
         later = [c for c in entry.planned if c.study in ("", study.name)]
         told += f"<ul>{''.join(map(claim_html.planned, later))}</ul>"
@@ -408,6 +469,11 @@ def _of_claim(entry: Entry, study: Study) -> str:
     shared = f" The claim also rests on {', '.join(others)}." if others else ""
     verdict = f"<strong>{entry.verdict.capitalize()}.</strong>"
     return f"<p>{_asked(entry)} {verdict}{when}{shared}</p>{told}"
+
+
+def _change(note: str) -> bool:
+    """Return whether a note on a criterion says what it was before, which takes some lines."""
+    return note.startswith("until ")
 
 
 def _asked(entry: Entry) -> str:

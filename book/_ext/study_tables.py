@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from PIL import Image
 
 from lipbook.notebook.curves import quotients
 from lipbook.notebook.verdicts import formatted
+
+DAGGER = "†"
 
 
 def table_of(rows: Sequence[Sequence[str]], style: str, sides: Sequence[str] | None = None) -> str:
@@ -38,6 +41,9 @@ def result(
     names: str = "",
     over: str = "",
     split: str = "",
+    edge: str = "",
+    sort: str = "",
+    note: str = "",
 ) -> str:
     """Return means over some rows of a table, with the lowest and the highest, in Markdown.
 
@@ -61,17 +67,37 @@ def result(
         The column of what the means are over, if not of the seeds.
     split : str
         A column of texts with commas, and what its parts are called: "method = quantity; place".
+    edge : str
+        A setting: where more than half of the runs have the smallest or the largest value of it
+        that was tried, their mean is marked with a dagger.
+    sort : str
+        Columns by whose values the rows are sorted, with semicolons between them; "-a" backwards.
+    note : str
+        What stands below the table, if not what the means are over.
     """
     keys, shown = rows.split("; "), values.split("; ")
     called = _called(names)
-    part = _best(table.query(where), best)
+    every = table.query(where).copy()
+    if sort:
+        by = {column.lstrip("-"): not column.startswith("-") for column in sort.split("; ")}
+        every = every.sort_values([*by], ascending=[*by.values()], kind="stable")
     if split:
         whole, parts = split.split(" = ")
-        part[parts.split("; ")] = part[whole].str.split(", ", expand=True)
+        every[parts.split("; ")] = every[whole].str.split(", ", expand=True)
     for key in (key for key in (*keys, across) if " + " in key):
-        part = part.assign(**{key: part[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
-    groups = part.groupby(keys + [across] * bool(across), sort=False)
+        every = every.assign(**{key: every[key.split(" + ")].map(_key).agg(" / ".join, axis=1)})
+    part = _best(every, best)
+    by = keys + [across] * bool(across)
+    groups = part.groupby(by, sort=False)
     found = groups[shown].agg(_spread)
+    if edge:
+        tried = every.groupby(by)[edge].agg(["min", "max", "nunique"]).loc[found.index]
+        own = part.set_index(by)[edge]
+        at = {key: _at_edge(own.loc[[key]], *tried.loc[key]) for key in found.index}
+        found[shown[0]] = [
+            re.sub(r"^\S+", rf"\g<0>{DAGGER}" if at[key] else r"\g<0>", told)
+            for key, told in found[shown[0]].items()
+        ]
     counts = groups[over or ("run" if "run" in part else "seed")].nunique()
     if across:
         found = found[shown[0]].unstack(across, "–")[list(part[across].unique())]
@@ -82,11 +108,31 @@ def result(
     sides = [":--"] * len(keys) + ["--:"] * (len(heads) - len(keys))
     cells = [heads, *found.replace(called).to_numpy()]
     style = "compact across" if len(heads) - len(keys) > 3 else "compact"
-    told = _averaged(shown, sorted(counts.unique()), _plural(over))
+    told = note or _averaged(shown, sorted(counts.unique()), _plural(over))
+    if edge and any(at.values()):
+        told += f" {DAGGER} Most runs chose the largest or the smallest {edge} that was tried."
     return f"{table_of(cells, style, sides)}\n\n{told}"
 
 
-def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str) -> str:
+def marked(table: pd.DataFrame, columns: str, sets: Mapping[str, Mapping[Any, Any]]) -> list[str]:
+    """Return of each row of a table by which choices it has its settings, or a dash.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of a study.
+    columns : str
+        Those of the settings, with spaces between them, in the order of the choices.
+    sets : mapping
+        Choices of a study, by what they are called: of a task and a method, or of a method alone,
+        the settings.
+    """
+    known = {told: {_flat(item) for item in choice.items()} for told, choice in sets.items()}
+    rows = zip(*(table[column] for column in columns.split()), strict=True)
+    return [", ".join(told for told, kept in known.items() if row in kept) or "–" for row in rows]
+
+
+def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str, each: str = "") -> str:
     """Return methods over some of them, seed by seed, in steps or last distances, in Markdown.
 
     The steps are those to 1.25 times the larger of two methods' mean last distances, by a line
@@ -104,21 +150,22 @@ def ratios(table: pd.DataFrame, where: str, of: str, to: str, names: str) -> str
         Methods, with semicolons between them.
     names : str
         What each method is called, such as "SN = plain", in the order of the rows.
+    each : str
+        Parts of the table that have a row each, of the first method: "points if task == 'ring'".
     """
     called = _called(names)
-    runs = {
-        method: rows.pivot_table("distance", "seed", "step")
-        for method, rows in table.query(where).groupby("method")
-    }
-    lines = [
-        [
-            "steps" if of == "steps" else "last distance",
-            *(f"over {called[other]}" for other in to.split("; ")),
-        ]
-    ]
-    for method, name in called.items():
-        found = [_over(runs[method], runs[other], of) for other in to.split("; ")]
-        lines.append([name, *found])
+    others, heads = to.split("; "), {"steps": "steps", "last": "last distance"}
+    lines = [[heads[of], *(f"over {called[other]}" for other in others)]]
+    kept = table.query(where)
+    if each:
+        first = next(iter(called))
+        for label, query in (part.split(" if ") for part in each.split("; ")):
+            runs = _runs(kept.query(query))
+            lines.append([label, *(_over(runs[first], runs[other], of) for other in others)])
+    else:
+        runs = _runs(kept)
+        for method, name in called.items():
+            lines.append([name, *(_over(runs[method], runs[other], of) for other in others)])
     return table_of(lines, "compact across")
 
 
@@ -128,10 +175,11 @@ def edges(
     rows: str,
     settings: str,
     tried: str = "",
-    best: str = "",
     names: str = "",
 ) -> str:
     """Return which settings were chosen at the edge of what was tried, in Markdown.
+
+    Of two values any choice is at the edge: of which settings only two were tried is said once.
 
     Parameters
     ----------
@@ -143,31 +191,36 @@ def edges(
         As in `result`: whose settings they are.
     settings : str
         Columns, with semicolons between them.
-    best : str
-        As in `result`, where each run has chosen for itself. Those are listed which chose an edge
-        at more than half of the runs.
     """
     called, keys = _called(names), rows.split("; ")
-    taken, search = _best(table.query(chosen), best), table.query(tried or chosen)
+    taken, search = table.query(chosen), table.query(tried or chosen)
     searches = dict(iter(search.groupby(keys)))
     found: dict[str, list[str]] = {}
-    for key, own in taken.groupby(keys, sort=False):
-        who = ", ".join(called.get(part, part) for part in map(_key, key))
+    two: dict[str, list[str]] = {}
+    owners = dict(iter(taken.groupby(keys, sort=False)))
+    for key, own in owners.items():
+        who = f"*{', '.join(called.get(part, part) for part in map(_key, key))}*"
         for setting in settings.split("; "):
             values, told = sorted(searches[key][setting].unique()), called.get(setting, setting)
+            if len(values) == 2:
+                two.setdefault(told, []).append(who)
+                continue
             for value, end in ((values[0], "smallest"), (values[-1], "largest")):
-                times = int((own[setting] == value).sum())
-                if len(values) == 1 or times <= len(own) / 2 * bool(best):
-                    continue
-                which = "one of two" if len(values) == 2 else f"the {end}"
-                head = f"{which} {told}" if best else f"{told} {number(value)}, {which}"
-                count = f" ({times} of {len(own)})" * bool(best)
-                found.setdefault(head, []).append(f"*{who}*{count}")
-    if not found:
-        return "No setting was chosen at the edge of what was tried."
+                if len(values) > 2 and (own[setting] == value).any():
+                    found.setdefault(f"{told} {number(value)}, the {end}", []).append(who)
     lines = [f"- {head}: {'; '.join(whose)}" for head, whose in found.items()]
-    often = " at more than half of the runs" if best else ""
-    return "\n".join([f"Chosen at the edge of what was tried{often}:\n", *lines])
+    shared: dict[str, list[str]] = {}
+    for told, whose in two.items():
+        who = "" if len(whose) == len(owners) else f" ({'; '.join(whose)})"
+        shared.setdefault(who, []).append(told)
+    parts = [" and ".join(told) + who for who, told in shared.items()]
+    only = (
+        f"Of {' and '.join(parts)} only two values were tried, so that any choice is at the edge."
+    )
+    if not found:
+        return only if two else "No setting was chosen at the edge of what was tried."
+    listed = "\n".join(["Chosen at the edge of what was tried:\n", *lines])
+    return f"{listed}\n\n{only}" if two else listed
 
 
 def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str = "") -> str:
@@ -201,6 +254,22 @@ def pictures(root: Path, name: str, where: str, rows: str, alt: str, names: str 
     return f'<figure class="strips">{"".join(parts)}</figure>'
 
 
+def _runs(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the distances of each method, one row a seed and one column a step."""
+    groups = rows.groupby("method")
+    return {method: own.pivot_table("distance", "seed", "step") for method, own in groups}
+
+
+def _flat(item: tuple[Any, Any]) -> tuple[Any, ...]:
+    """Return the key and the value of a choice as one tuple."""
+    return sum((part if isinstance(part, tuple) else (part,) for part in item), ())
+
+
+def _at_edge(own: pd.Series, low: float, high: float, count: int) -> bool:
+    """Return whether more than half of some runs have an end of what was tried."""
+    return count > 1 and max((own == low).mean(), (own == high).mean()) > 0.5
+
+
 def _called(names: str) -> dict[str, str]:
     return dict(pair.split(" = ") for pair in names.split("; ") if pair)
 
@@ -210,7 +279,7 @@ def _spread(column: pd.Series) -> str:
     low, middle, high = column.min(), column.mean(), column.max()
     if str(column.name).startswith("log "):
         low, middle, high = np.exp([low, middle, high])
-    told = _digits(middle)
+    told = _digits(middle).replace("-", "−")
     places = len(told.partition(".")[2])
     ends = [f"{end:,.{places}f}".replace("-", "−") for end in (low, high)]
     spread = f' <span class="spread">({"–".join(ends)})</span>'
@@ -253,9 +322,11 @@ def _plural(over: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Return a number to two digits or whole, zeros included, or a dash if there is none."""
+    """Return a number to two digits, three decimals at most, or a dash if there is none."""
     if value != value:
         return "–"
+    if 0 < abs(value) < 0.01:
+        return f"{value:.3f}"
     return f"{value:,.0f}" if round(abs(value), 1) >= 10 else f"{value:#.2g}"
 
 

@@ -25,12 +25,13 @@ MODULE = '''"""A study of ``toys``, by :func:`cells`.
 
 Cost: guessed.
 """
-CLAIMS = ("T1",)
+'''
+CODE = """CLAIMS = ("T1",)
 
 
 def watch(kind, seed):
     raise RuntimeError("a page runs no study")
-'''
+"""
 FACTS = {"measured": "2026-11-27T20:00:00", "cells": 4, "rows": 4, "minutes on one core": 0.2}
 FACTS |= {"checked again": "2 cells on 2026-11-28", "code": {"watch": "0f", "cells": "1e"}}
 FACTS |= {"criteria": {"commit": "abc1234567890", "digests": {"T1": {}}}}
@@ -46,7 +47,7 @@ ENTRY |= dict.fromkeys(WORDS, "")
 def root(tmp_path: Path) -> Path:
     """A folder with a study and its table."""
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "toy.py").write_text(MODULE)
+    (tmp_path / "studies" / "toy.py").write_text(MODULE + CODE)
     tables = tmp_path / "book" / "studies"
     tables.mkdir(parents=True)
     rows = [(kind, seed, 7.5) for kind in ("bear", "ball") for seed in (0, 1)]
@@ -67,7 +68,7 @@ def test_a_page_tells_protocol_criteria_table_and_origin(root):
     text = told(root)
     assert "A study of `toys`, by `cells`." in text
     assert "4 rows of 4 cells, 3 columns: {download}`toy.csv.zip <toy.csv.zip>`" in text
-    assert "The first 2 columns name a cell" in text
+    assert "The first 2 columns identify a cell" in text
     assert "| `kind` | what it is | ball · bear |" in text
     assert "| `size` |  | 7.5 |" in text
     assert "| measured | 2026-11-27 |" in text
@@ -124,7 +125,7 @@ def test_a_thousand_seeds_are_counted_from_those_that_test(root, runs, seeds):
 def test_a_page_counts_the_columns_of_a_cell(name):
     cell, *_ = importlib.import_module(f"studies.{name}").cells()
     told = study_page.columns(study_page.read(ROOT, name), {})
-    assert f"The first {len(cell)} columns name a cell" in told
+    assert f"The first {len(cell)} columns identify a cell" in told
 
 
 def test_the_name_of_another_study_leads_to_its_page():
@@ -152,11 +153,68 @@ def test_the_costs_have_what_came_out_claims_and_a_person_s_numbers(root):
     (root / "_toc.yml").write_text("- file: book/studies/toy\n")
     entry = results.Entry(**{**ENTRY, "studies": ["toy"], "criteria": []})
     row = study_page.costs(root, results.Results(claims=[entry])).splitlines()[-2]
-    assert row.replace("\u00a0", " ") == "| [Toys](toy.md) | They are small. | T1 | 2 | 12 s |"
+    link = '<a href="../ledger.html#T1">T1</a>'
+    facts = " ".join(f'<span class="fact">{fact}</span>' for fact in (link, "2 seeds", "12 s"))
+    assert row.replace("\u00a0", " ") == f"| [Toys](toy.md) | They are small. | {facts} |"
     later = {"id": "later", "role": "confines", **CRITERION}
     waiting = results.Entry(**{**ENTRY, "studies": [], "criteria": [], "planned": [later]})
     row = study_page.costs(root, results.Results(claims=[waiting])).splitlines()[-2]
-    assert "| T1 (planned) |" in row
+    assert f"{link} (planned)</span>" in row
+
+
+def test_a_study_without_seeds_and_claims_says_so_in_the_costs(root):
+    (root / "book" / "studies" / "toy.md").write_text("# Toys\n\nThey are\nsmall.\n")
+    (root / "_toc.yml").write_text("- file: book/studies/toy\n")
+    (root / "studies" / "toy.py").write_text('"""Toys.\n\n- **Seeds**: none.\n"""\n')
+    row = study_page.costs(root, results.Results(claims=[])).splitlines()[-2]
+    facts = BeautifulSoup(row, "html.parser").select(".fact")
+    assert [fact.text for fact in facts][:2] == ["no claim", "no seeds"]
+
+
+def test_what_was_done_stands_before_the_criteria_and_the_rest_after_them(root):
+    text = "Toys.\n\n- **Compared**: two.\n\nIn the criteria, a toy is small.\n\nMore.\n"
+    (root / "studies" / "toy.py").write_text(f'"""{text}"""\n{CODE}')
+    found = told(root)
+    ends = [
+        "- **Compared**: two.",
+        "## The criteria",
+        "a toy is small",
+        "T1",
+        "More.",
+        "## The table",
+    ]
+    places = [found.index(end) for end in ends]
+    assert places == sorted(places)
+
+
+def test_what_a_criterion_was_before_stands_below_its_table(root):
+    change = {"date": "2026-11-28", "before": "< 2", "reason": "it was too easy"}
+    judged = {"id": "small", "role": "decides", "stated": STATED, **CRITERION, "changed": [change]}
+    shown = BeautifulSoup(told(root, criteria=[judged]), "html.parser")
+    assert "changed, as told below" in shown.table.get_text()
+    assert "too easy" not in shown.table.get_text()
+    assert "Changed: until 2026-11-28: < 2, changed because it was too easy." in shown.get_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "words"),
+    [
+        ("open question", "decides", "A question is undecided"),
+        ("practice", "refutes", "refutes is"),
+    ],
+)
+def test_how_to_read_them_is_said_of_questions_and_of_what_refutes(root, kind, role, words):
+    judged = {"id": "small", "role": role, "stated": STATED, **CRITERION}
+    assert words in told(root, kind=kind, criteria=[judged])
+    assert words not in told(root)
+
+
+def test_constants_are_read_from_a_module_that_is_not_run(root):
+    text = 'TASK: str = "patches"\nCHOSEN = {(TASK, "SN"): (0.3, 1e-3)}\nOTHER = {**CHOSEN}\n'
+    (root / "studies" / "toy.py").write_text(text)
+    known = study_page.read(root, "toy").constants
+    assert known["CHOSEN"] == {("patches", "SN"): (0.3, 0.001)}
+    assert "OTHER" not in known
 
 
 def test_without_a_table_a_page_says_so_and_what_waits(root):

@@ -87,27 +87,81 @@ SEARCH = pd.DataFrame(
 )
 
 
-def test_edges_say_which_end_was_chosen_and_of_how_many():
+def test_edges_say_which_end_was_chosen_and_of_what_two_values_were_tried():
     where = ("part == 'chosen'", "way", "lr", "part == 'tried'")
-    told = study_tables.edges(SEARCH, *where, names="lr = step size; a = A")
-    assert told.splitlines()[2:] == [
-        "- step size 2, one of two: *A*",
-        "- step size 1, one of two: *b*",
-    ]
+    only = "only two values were tried, so that any choice is at the edge."
+    told = study_tables.edges(SEARCH, *where, names="lr = step size")
+    assert told == f"Of step size {only}"
     third = SEARCH.iloc[[0]].assign(lr=3)
-    told = study_tables.edges(pd.concat([SEARCH, third]), *where)
-    assert "*a*" not in told
-    more = [third, third.assign(lr=0, way="b")]
-    assert study_tables.edges(pd.concat([SEARCH, *more]), *where).startswith("No setting")
+    told = study_tables.edges(pd.concat([SEARCH, third]), *where, names="a = A; b = B")
+    assert told == f"Of lr (*B*) {only}"
+    more = pd.concat([SEARCH, third, third.assign(way="b")])
+    told = study_tables.edges(more, *where, names="lr = step size")
+    assert told.splitlines()[2:] == ["- step size 1, the smallest: *b*"]
+    inside = pd.concat([more, third.assign(lr=0, way="b")])
+    assert study_tables.edges(inside, *where).startswith("No setting")
     one = SEARCH.assign(lr=1)
     assert study_tables.edges(one, *where).startswith("No setting")
 
 
-def test_edges_of_runs_that_chose_for_themselves_are_counted():
-    runs = [(run, lr, -abs(lr - best)) for run, best in enumerate((3, 3, 2)) for lr in (1, 2, 3)]
-    table = pd.DataFrame(runs, columns=["run", "lr", "right"]).assign(way="a")
-    told = study_tables.edges(table, "run >= 0", "way", "lr", best="right; way; run")
-    assert told.splitlines()[2:] == ["- the largest lr: *a* (2 of 3)"]
+def test_a_result_marks_where_most_runs_chose_the_last_that_was_tried():
+    runs = [(way, run, lr) for way in "ab" for run in range(3) for lr in (1, 2, 3)]
+    table = pd.DataFrame(runs, columns=["way", "run", "lr"])
+    best = {"a": (3, 3, 2), "b": (2, 2, 3)}
+    at = [best[way][run] for way, run in zip(table["way"], table["run"], strict=True)]
+    table = table.assign(right=-abs(table["lr"] - at), test=1.0)
+    told = study_tables.result(
+        table, "run >= 0", "way", "test", best="right; way; run", edge="lr"
+    ).splitlines()
+    assert told[4:6] == ["| a | 1.0† |", "| b | 1.0 |"]
+    end = "† Most runs chose the largest or the smallest lr that was tried."
+    assert told[-1].endswith(end)
+    plain = study_tables.result(table.query("lr == 2"), "run >= 0", "way", "test", edge="lr")
+    assert "†" not in plain
+
+
+def test_rows_say_which_choices_have_their_settings():
+    table = pd.DataFrame({"way": ["a", "a", "b"], "lr": [0.1, 0.2, 0.1]})
+    sets = {"end": {"a": 0.1, "b": 0.1}, "speed": {"b": (0.1,)}}
+    assert study_tables.marked(table, "way lr", sets) == ["end", "–", "end, speed"]
+
+
+def test_rows_may_be_sorted_forwards_and_backwards_and_have_a_note_of_their_own():
+    told = study_tables.result(
+        SIZES, "size > 0", "kind; way", "size", sort="-kind; way", note="Three toys."
+    )
+    assert [line[:9] for line in told.splitlines()[4:7]] == ["| b | x |", "| a | x |", "| a | y |"]
+    assert told.endswith("Three toys.")
+
+
+def test_small_means_have_three_decimals_and_minus_signs():
+    told = study_tables.result(
+        SIZES.assign(size=[-0.0034, 0.00078, 0.0]), "seed == 0", "kind", "size"
+    )
+    assert "| a | −0.003 |" in told
+
+
+def test_ratios_may_have_a_row_each_of_some_parts():
+    rows = [
+        (task, method, seed, step, times * distance)
+        for task, times in (("points", 1), ("digits", 2))
+        for method, more in (("SN", 2.0), ("both", 1.0))
+        for seed in (0, 1)
+        for step, distance in ((1, 8.0), (10, more * (1 + seed * (method == "SN"))))
+    ]
+    table = pd.DataFrame(rows, columns=["task", "method", "seed", "step", "distance"])
+    told = study_tables.ratios(
+        table,
+        "seed < 2",
+        "last",
+        "both",
+        "SN = divided; both = both",
+        each="of points if task == 'points'; of digits if task == 'digits'",
+    )
+    head, _, first, second, _ = told.splitlines()[2:]
+    assert head == "| last distance | over both |"
+    assert first.replace("of points", "") == second.replace("of digits", "")
+    assert first.startswith("| of points | 2.8 ")
 
 
 def test_of_each_run_the_best_row_counts_and_of_equals_the_last():
