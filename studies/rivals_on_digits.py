@@ -7,8 +7,8 @@
   neighbours beyond, 900 steps. The best of the last two rounds is tested.
 - **Criteria**: one, committed before the table, that asks for the opposite of the claim.
 - **Seeds**: ten, 3,000 steps each.
-- **Not done**: R1 was searched, where it came nearest of all (8.8 after 900 steps, the others 9.2 to
-  9.8), and not tested, for want of time; each tested method's critic step was still the largest
+- **Not done**: R1 was searched, where it came nearest of all (8.8 after 900 steps, the others 9.2
+  to 9.8), and not tested, for want of time; each tested method's critic step was still the largest
   tried, after a search beyond the first edge.
 
 This is a block of `rivals` that was not reached there, small enough for a laptop: networks of half
