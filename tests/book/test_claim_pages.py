@@ -50,6 +50,15 @@ def test_a_card_is_small_and_opens_to_its_numbers():
     assert folded.a["href"] == "ledger.html#T1"
 
 
+def test_of_a_long_finding_the_first_sentence_stands_in_the_open():
+    long = f"It holds, by 1.5 of it. {'And more of it. ' * 20}"
+    card = parsed(claim_html.card(entry(finding=long)))
+    assert card.find(class_="claim-finding").get_text() == "It holds, by 1.5 of it."
+    assert "And more of it." in card.details.get_text()
+    short = parsed(claim_html.card(entry(finding="It holds. And more of it.")))
+    assert short.find(class_="claim-finding").get_text() == "It holds. And more of it."
+
+
 @pytest.mark.parametrize(
     ("finding", "words"),
     [
@@ -247,6 +256,8 @@ def test_every_checked_claim_has_a_card_with_its_review():
         if entry.page:
             card = page(entry.chapter).find(id=f"claim-{entry.id}")
             assert json.loads(card.script.string)["claimReviewed"] == entry.says
+            assert "check" in card.details.select_one(".cell_input").get_text()
+            assert "Show the code" not in card.parent.parent.get_text()
 
 
 def test_the_data_and_its_schema_lie_beside_the_pages():
