@@ -30,8 +30,8 @@ ENTRY |= {"catalogued": "holds", "page": "01_tiny.html#claim-T1", "criteria": [F
 ENTRY |= {word: f"The {word}." for word in WORDS}
 
 
-def entry(finding: dict[str, Any] | None = None, **fields: Any) -> results.Entry:
-    return results.Entry(**{**ENTRY, "criteria": [{**FINDING, **(finding or {})}], **fields})
+def entry(criterion: dict[str, Any] | None = None, **fields: Any) -> results.Entry:
+    return results.Entry(**{**ENTRY, "criteria": [{**FINDING, **(criterion or {})}], **fields})
 
 
 def parsed(text: str) -> BeautifulSoup:
