@@ -1,8 +1,10 @@
-"""Fold neighbouring cells together: one thing to open above a picture, not one for each cell.
+"""Fold hidden code together: one thing to open above a picture, not one for each cell.
 
-Cells whose code is hidden and that show nothing go into the fold of the next cell whose code is
-hidden too, where there is one. The code that ends in a claim's card goes into the card's own fold.
+Code that is hidden and shows nothing goes into the fold of the next cell, if that is hidden too,
+over the prose between them. The code that ends in a claim's card goes into the card's own fold.
 """
+
+from itertools import pairwise
 
 import claim_html
 from docutils import nodes
@@ -18,14 +20,13 @@ class JoinFolds(SphinxPostTransform):
     formats = ("html",)
 
     def run(self) -> None:
-        """Join the runs of hidden cells, from the last pair of neighbours to the first."""
-        for cell in reversed(list(self.document.findall(_is_hidden))):
-            following = cell.next_node(descend=False, siblings=True)
-            if _is_silent(cell) and _is_hidden(following):
+        """Join hidden cells with those after them, from the last pair to the first."""
+        for cell, following in reversed(list(pairwise(self.document.findall(_is_cell)))):
+            if _is_silent(cell) and _is_hidden(cell) and _is_hidden(following, "input", "all"):
                 following.children[0][:0] = cell.children[0].children
                 following["ids"] = [*cell["ids"], *following["ids"]]
                 cell.parent.remove(cell)
-        for cell in filter(_is_hidden, list(self.document.findall(container))):
+        for cell in filter(_is_hidden, list(self.document.findall(_is_cell))):
             for card in list(cell.findall(_has_place_for_code)):
                 _move_into(cell, card)
 
@@ -44,13 +45,12 @@ def _move_into(cell: container, card: nodes.raw) -> None:
     card.parent.replace(card, [halves[0], code, halves[1]])
 
 
-def _is_hidden(node: nodes.Node) -> bool:
-    return (
-        isinstance(node, container)
-        and node.get("nb_element") == "cell_code"
-        and node.get("hide_mode") == "input"
-        and bool(node.children)
-    )
+def _is_cell(node: nodes.Node) -> bool:
+    return isinstance(node, container) and node.get("nb_element") == "cell_code"
+
+
+def _is_hidden(cell: container, *modes: str) -> bool:
+    return cell.get("hide_mode") in (modes or ("input",)) and bool(cell.children)
 
 
 def _is_silent(cell: container) -> bool:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -146,10 +147,12 @@ def unanswered_exercises(page: Path) -> list[str]:
 
 def scattered_folds(page: Path) -> list[str]:
     """Find hidden code that shows nothing and is not in the fold of the hidden code after it."""
-    lone = ".cell.tag_hide-input:not(:has(.cell_output)) + .cell.tag_hide-input"
     return [
         f"hides code in two folds in a row: {cell.get_text(strip=True)[:40]}"
-        for cell in parsed(page).select(lone)
+        for cell, following in pairwise(parsed(page).select(".cell"))
+        if cell.select_one(".cell_output") is None
+        and "tag_hide-input" in cell["class"]
+        and {"tag_hide-input", "tag_hide-cell"} & {*following["class"]}
     ]
 
 
