@@ -115,7 +115,7 @@ def spectral_normalize(
         If an option has the wrong type, or ``norm="operator"`` is asked of another layer.
     ValueError
         If there is no such weight, or none yet, as in a lazy layer, or it is empty or not finite,
-        or an option is out of range.
+        or γ of a BatchNorm without running statistics, or an option is out of range.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def spectral_normalize(
         check_count(dim, "dim", least=-weight.ndim)
     options = _checked_options(coefficient, at_most, eps)
     normalization: Normalization
-    if isinstance(module, BATCH_NORM):
+    if isinstance(module, BATCH_NORM) and name == "weight":
         normalization = BatchNormNormalization(module, weight, options)
     elif weight.ndim == 1:
         normalization = VectorNormalization(options)

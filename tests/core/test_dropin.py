@@ -299,6 +299,21 @@ def chained(normalize, training):
     return layer(gaussian(5, 4, seed=1))
 
 
+def of_batch_norm(name: str) -> Callable[[Normalize, bool], object]:
+    """A parameter that is not γ: the layer's norm has nothing to do with it."""
+
+    def case(normalize, training):
+        torch.manual_seed(0)
+        layer = nn.BatchNorm1d(3, dtype=torch.float64)
+        layer.projection = nn.Parameter(gaussian(3, 3))
+        layer.bias.data.copy_(gaussian(3))
+        layer.running_var.fill_(100.0)
+        layer = normalize(layer, name, n_power_iterations=300).train(training)
+        return getattr(layer, name)
+
+    return case
+
+
 CASES: dict[str, Callable[[Normalize, bool], object]] = {
     "grad": transformed(lambda f, state, x: grad(f)(state, x)),
     "vjp": transformed(lambda f, state, x: vjp(f, state, x)[1](torch.ones(()).double())),
@@ -338,6 +353,8 @@ CASES: dict[str, Callable[[Normalize, bool], object]] = {
     "transposed, 1-D": of_layer(nn.ConvTranspose1d(2, 3, 3), 5, 2, 6),
     "transposed, 3-D": of_layer(nn.ConvTranspose3d(2, 3, 2), 5, 2, 3, 3, 3),
     "transposed, dim=0": of_layer(nn.ConvTranspose2d(2, 3, 3), 5, 2, 6, 6, dim=0),
+    "bias of a BatchNorm": of_batch_norm("bias"),
+    "matrix of a BatchNorm": of_batch_norm("projection"),
     "LayerNorm": of_layer(nn.LayerNorm(6), 5, 6),
     "twice differentiated": twice_differentiated,
     "checkpoint": checkpointed,
