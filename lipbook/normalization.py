@@ -65,8 +65,8 @@ def spectral_normalize(
     would only lengthen W is taken out of G. Differs from torch's where that one goes wrong:
 
     - A weight with an estimate of at most `eps`, zero say, is left as it is, where torch gives
-      NaN; its gradient passes unchanged, and the vectors are kept. ``eps=0`` restores torch's
-      NaN.
+      NaN or, of one row, ``W/eps``; its gradient passes unchanged, and the vectors are kept.
+      ``eps=0`` restores torch's NaN.
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
       another weight; here the steps are done on copies of them, once for each new weight.
     - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If

@@ -45,7 +45,7 @@ class Options(NamedTuple):
     @property
     def flat(self) -> float:
         """Up to which norm the weight is left as it is."""
-        return max(2 * self.eps, self.coefficient) if self.at_most else 2 * self.eps
+        return max(self.eps, self.coefficient) if self.at_most else self.eps
 
     def factor(self, sigma: Tensor) -> Tensor:
         """Return what a weight of norm σ is multiplied by."""
@@ -353,6 +353,7 @@ class _PowerIterated(Normalization):
     def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: Options) -> None:
         super().__init__(options)
         self.n_power_iterations = n_power_iterations
+        self.shift = min(options.eps, 1e-12)  # more would only slow the steps down
         with torch.inference_mode(False):
             self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
             self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
@@ -362,11 +363,11 @@ class _PowerIterated(Normalization):
         return weight
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``, a new tensor: ``eps u`` where the product vanishes, never 0."""
+        """Return ``W v + shift u``, a new tensor, which is not 0 where the product vanishes."""
         raise NotImplementedError
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᴴ u + eps v``, a new tensor."""
+        """Return ``Wᴴ u + shift v``, a new tensor."""
         raise NotImplementedError
 
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -400,7 +401,17 @@ class _PowerIterated(Normalization):
             _store(old_v, v)
         elif not observed and (_strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
-        return Estimate(sigma, *self.derivative(weight, u, v))
+        left, right = self.derivative(weight, u, v)
+        return Estimate(sigma if observed else self._exact(sigma, weight, left, right), left, right)
+
+    def _exact(self, sigma: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Take the shift out of a norm that it is part of."""
+        if not sigma.is_cpu:  # a device is not waited for
+            return sigma - self.shift  # but for the cosine of two vectors in succession
+        if sigma.item() < _blas.SHIFT_IS_LOST * self.shift:
+            left, right = self.shaped(left, right)
+            return _sum_of(weight * left.conj() * right.conj())
+        return sigma
 
     def _outdone(self, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> bool:
         """Whether a random vector is stretched by more than σ, so that v is far from the top."""
@@ -415,7 +426,7 @@ class _PowerIterated(Normalization):
             u, v = self._u.to(working.dtype), self._v.to(working.dtype)
             sigma, u, v = self._iterate(working, u, v, _WARM_UP)
             # Zero, or vectors that are no use, or were NaN; unless nobody can know.
-            if not is_observed(working) and not sigma > 2 * self.options.eps:
+            if not is_observed(working) and not sigma > 2 * self.shift:
                 _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
             _store(self._u, u)
             _store(self._v, v)
@@ -430,7 +441,7 @@ class _PowerIterated(Normalization):
             u = self.product(matrix, v, u)
             u.div_(length(u))
             v = self.adjoint(matrix, u, v)
-            sigma = length(v)  # ⟨u, Wv⟩ for the new v: no third product
+            sigma = length(v)  # ⟨u, Wv⟩ for the new v, and the shift: no third product
             v.div_(sigma)
         return sigma, u, v
 
@@ -464,8 +475,8 @@ class MatrixNormalization(_PowerIterated):
         ):
             return super().divide(weight)
         array, old_u, old_v = map(_blas.memory, (weight, u, v))
-        steps, eps = self.n_power_iterations, self.options.eps
-        sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, eps)
+        steps = self.n_power_iterations
+        sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, self.shift)
         old_u[:], old_v[:] = new_u, new_v
         increment_version((u, v))
         factor, slope = self.options.of_number(sigma)
@@ -497,12 +508,12 @@ class MatrixNormalization(_PowerIterated):
         return weight.flatten(1)
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``."""
-        return torch.addmv(u, matrix, v, beta=self.options.eps)
+        """Return ``W v + shift u``."""
+        return torch.addmv(u, matrix, v, beta=self.shift)
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᴴ u + eps v``."""
-        return torch.addmv(v, matrix.mH, u, beta=self.options.eps)
+        """Return ``Wᴴ u + shift v``."""
+        return torch.addmv(v, matrix.mH, u, beta=self.shift)
 
     def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return a column and a row, in the shape of the weight."""
@@ -543,15 +554,15 @@ class ConvNormalization(_PowerIterated):
         self.input_size = size
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Convolve v, and add ``eps u``."""
-        return torch.add(self.convolve(v, matrix), u, alpha=self.options.eps)
+        """Convolve v, and add ``shift u``."""
+        return torch.add(self.convolve(v, matrix), u, alpha=self.shift)
 
     @torch.enable_grad()
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Apply the adjoint convolution to u, and add ``eps v``."""
+        """Apply the adjoint convolution to u, and add ``shift v``."""
         image = torch.zeros_like(v).requires_grad_()
         (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
-        return torch.add(back, v, alpha=self.options.eps)
+        return torch.add(back, v, alpha=self.shift)
 
     @torch.enable_grad()
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -257,6 +257,35 @@ def test_weights_that_count_as_zero_are_left_alone(options):
     torch.testing.assert_close(original(layer).grad, g, rtol=0, atol=0)
 
 
+TINY = {
+    "matrix": (lambda: nn.Linear(3, 3, bias=False), {}),
+    "vector": (lambda: nn.LayerNorm(3), {}),
+}
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3, 0.1])
+@pytest.mark.parametrize("kind", TINY)
+def test_eps_is_a_threshold_and_no_part_of_the_norm(eps, kind):
+    """By every route, in both gradients: it was part of σ, and weights up to 2 eps counted as 0."""
+    make, options = TINY[kind]
+    close = partial(torch.testing.assert_close, rtol=1e-7, atol=0)
+    for ratio in (0.5, 1.1, 1.5, 1.9, 3.0):
+        layer, weight = make().double(), torch.tensor([1.0, 0.1, 0.05]).double()
+        weight = weight / weight.norm() if kind == "vector" else weight.diag()
+        weight = weight.view(layer.weight.shape)  # of norm 1
+        layer.weight.data.copy_(ratio * eps * weight)
+        spectral_normalize(layer, eps=eps, n_power_iterations=50, **options)
+        w, g = original(layer), gaussian(*weight.shape)
+        expected = weight if ratio > 1 else w.detach()
+        for mode in (True, False):
+            normalized = layer.train(mode).weight
+            close(normalized.detach(), expected)
+            (once,) = torch.autograd.grad(normalized, w, g, retain_graph=True)
+            (again,) = torch.autograd.grad(normalized, w, g, create_graph=True)
+            close(once, again.detach(), atol=1e-7 * once.abs().max().item())
+        close(vmap(layer.parametrizations.weight[0])(w.detach()[None])[0], expected)
+
+
 def test_many_gradients_at_once():
     layer = linear(gaussian(4, 3))
     weight, outer = layer.weight, gaussian(5, 4, 3, seed=1)
