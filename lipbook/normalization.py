@@ -96,7 +96,7 @@ def spectral_normalize(
     norm : {"matrix", "operator"}, default "matrix"
         What to divide a convolution by: the norm of its reshaped kernel, as Miyato et al. and the
         article do, or the norm of its map from images to images (PI7), which is not
-        available for transposed convolutions. Dense layers have one norm.
+        available for transposed convolutions, nor in `torch.jit.trace`. Dense layers have one norm.
     input_size : int or tuple of int, optional
         Spatial size of the convolution's input, on which its operator norm depends.
     coefficient : float, default 1.0

@@ -277,6 +277,14 @@ def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> T
     return weight * options.factor(_sum_of(weight * left.conj() * right.conj()))
 
 
+def _conjugate_linear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return f of x and the conjugate of y, for a bilinear f that takes real tensors."""
+    if not x.is_complex():
+        return f(x, y)
+    real = f(x.real, y.real) + f(x.imag, y.imag)
+    return torch.complex(real, f(x.imag, y.real) - f(x.real, y.imag))
+
+
 def _sum_of(x: Tensor) -> Tensor:
     total = x.sum()
     return total.real if x.is_complex() else total
@@ -531,7 +539,8 @@ class ConvNormalization(_PowerIterated):
         n_power_iterations: int,
         options: Options,
     ) -> None:
-        if not isinstance(module, CONVOLUTIONS):
+        ways = {kind._conv_forward for kind in CONVOLUTIONS}  # others have other adjoints
+        if not isinstance(module, CONVOLUTIONS) or type(module)._conv_forward not in ways:
             raise TypeError(
                 "norm='operator' needs a dense layer or a convolution, "
                 f"got {type(module).__name__}; norm='matrix' takes any weight"
@@ -552,24 +561,56 @@ class ConvNormalization(_PowerIterated):
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
         self.input_size = size
+        pads = module._reversed_padding_repeated_twice  # two an axis, from the last one on
+        self.padding_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inside = self.padding_mode == "constant" and pads[::2] == pads[1::2]
+        self.pads = [] if inside else [*pads]  # what the convolution does not do itself
+        padding = [*pads[::-2]] if inside else [0] * axes
+        shape = module.stride, padding, module.dilation, False, [0] * axes, module.groups
+        self.arguments = (None, *shape)
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
         """Convolve v, and add ``shift u``."""
         return torch.add(self.convolve(v, matrix), u, alpha=self.shift)
 
-    @torch.enable_grad()
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Apply the adjoint convolution to u, and add ``shift v``."""
-        image = torch.zeros_like(v).requires_grad_()
-        (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
-        return torch.add(back, v, alpha=self.shift)
+        image = self._padded(v).real  # of which the shape counts
+        back = _conjugate_linear(lambda u, kernel: self._transposed(u, image, kernel, 0), u, matrix)
+        return torch.add(self._folded(back), v, alpha=self.shift)
 
-    @torch.enable_grad()
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return 1 and the gradient, which is no product of two vectors."""
-        kernel = weight.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.convolve(v, kernel), kernel, u)
+        kernel, image = weight.real, self._padded(v)
+        gradient = _conjugate_linear(lambda u, v: self._transposed(u, v, kernel, 1), u, image)
         return u.new_ones(()), gradient
+
+    def _transposed(self, u: Tensor, image: Tensor, kernel: Tensor, which: int) -> Tensor:
+        """Return the gradient of ``⟨u, convolution⟩`` by the image or the kernel.
+
+        By the operation that autograd uses, since torch.func and graphs do not take autograd's.
+        """
+        wanted = [which == 0, which == 1, False]
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            u, image, kernel, *self.arguments, wanted
+        )[which]
+        return gradient
+
+    def _padded(self, image: Tensor) -> Tensor:
+        return F.pad(image, self.pads, self.padding_mode) if self.pads else image
+
+    def _folded(self, padded: Tensor) -> Tensor:
+        """Apply the adjoint of the padding: each entry goes back to the pixel that it came from."""
+        if not self.pads:
+            return padded
+        if self.padding_mode == "constant":
+            return F.pad(padded, [-length for length in self.pads])
+        n_pixels = math.prod(self.input_size)
+        pixels = torch.arange(n_pixels, dtype=torch.float64, device=padded.device)
+        source = self._padded(pixels.view(1, 1, *self.input_size)).long().expand_as(padded)
+        sums = padded.new_zeros(*padded.shape[:2], n_pixels)
+        sums = sums.scatter_add(2, source.flatten(2), padded.flatten(2))
+        return sums.view(*padded.shape[:2], *self.input_size)
 
 
 class VectorNormalization(Normalization):

@@ -534,6 +534,12 @@ def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
             "a dense layer or a convolution, got ConvTranspose2d",
         ),
         (
+            type("Other", (nn.Conv2d,), {"_conv_forward": lambda *_: None})(1, 1, 3),
+            {"norm": "operator", "input_size": 4},
+            TypeError,
+            "a dense layer or a convolution, got Other",
+        ),
+        (
             nn.BatchNorm1d(3, track_running_stats=False),
             {},
             ValueError,

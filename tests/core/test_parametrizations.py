@@ -259,6 +259,7 @@ def test_weights_that_count_as_zero_are_left_alone(options):
 
 TINY = {
     "matrix": (lambda: nn.Linear(3, 3, bias=False), {}),
+    "operator": (lambda: nn.Conv1d(3, 3, 1), {"norm": "operator", "input_size": 2}),
     "vector": (lambda: nn.LayerNorm(3), {}),
 }
 
@@ -570,6 +571,32 @@ def test_operator_norm(options):
     directions = torch.stack([kernel, gaussian(*kernel.shape)])
     along = lambda s: normalize(kernel + torch.tensordot(s, directions, 1))  # noqa: E731
     assert gradcheck(along, small, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, groups=2),
+        nn.Conv2d(2, 3, (3, 2), padding=(1, 0), dilation=2),
+        nn.Conv2d(2, 3, (4, 3), padding="same"),
+        nn.Conv2d(2, 3, (4, 3), padding="same", padding_mode="reflect"),
+        nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="replicate"),
+        nn.Conv3d(2, 3, 3, padding=2, padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_adjoint_convolution_and_gradient_of_the_kernel(layer, dtype):
+    """``⟨u, W v⟩`` has to come out of either, with groups, strides and every kind of padding."""
+    torch.manual_seed(0)
+    layer = spectral_normalize(copy.deepcopy(layer).to(dtype), norm="operator", input_size=5)
+    normalize, w = layer.parametrizations.weight[0], original(layer).detach()
+    u, v = map(torch.randn_like, vectors(layer))
+    product = (u.conj() * normalize.product(w, v, torch.zeros_like(u))).sum()
+    back = normalize.adjoint(w, u, torch.zeros_like(v))
+    left, right = normalize.derivative(w, u, v)
+    torch.testing.assert_close((back.conj() * v).sum(), product)
+    torch.testing.assert_close((left * right.conj() * w).sum(), product)
 
 
 @pytest.mark.parametrize("axes", [1, 3])
