@@ -72,8 +72,9 @@ def spectral_normalize(
     - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If
       it was overwritten otherwise, the next access in evaluation mode notices and finds new
       vectors; a graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make
-      of it cannot depend on values, and so cannot notice. The vectors may be averaged beside the
-      weights, as EMA and SWA do.
+      of it cannot depend on values, and so cannot notice. That the vectors were overwritten is
+      noticed unless it was by way of ``.data``. They may be averaged beside the weights, as EMA
+      and SWA do.
     - Half precision is normalized in float32, also under autocast. Weights whose squared norm
       overflows are divided by their norm all the same.
     - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.

@@ -92,6 +92,7 @@ class _Kept(NamedTuple):
     quotient: Quotient
     weight: Tensor | None = None
     factor: Tensor | None = None  #: with a derivative by that weight, for any number of graphs
+    leaf: int = 0  #: the tensor in that Python object, which ``swap_tensors`` exchanges
 
 
 class Chain(parametrize.ParametrizationList):
@@ -137,7 +138,7 @@ class Normalization(nn.Module):
         """Return what else is the same only if the norm in evaluation mode is."""
         return ()
 
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def shaped(self, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return views of the factors whose product broadcasts to the weight."""
         return left, right
 
@@ -151,7 +152,7 @@ class Normalization(nn.Module):
         if is_observed(working):
             with torch.no_grad():
                 _, left, right = self.estimate(working.detach(), observed=True)  # no tangents
-            normalized = _divided(working, *self.shaped(left, right), self.options)
+            normalized = _divided(working, *self.shaped(working, left, right), self.options)
         elif self.training:
             normalized = _normalize(working, self)
         else:
@@ -187,12 +188,12 @@ class Normalization(nn.Module):
             kept = self._keep(_Kept(found, self.mark(), [*self._buffers.values()], quotient))
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return cast(Tensor, kept.quotient.factor)
-        if kept.weight is not weight:
+        if kept.weight is not weight or kept.leaf != weight._cdata:
             found, slope, left, right = kept.quotient
-            quotient = Quotient(found, slope, *self.shaped(left, right))
+            quotient = Quotient(found, slope, *self.shaped(weight, left, right))
             factor = _factor(weight, quotient, self.options)
-            kept = kept._replace(weight=weight, factor=factor)
-            if weight.is_leaf:  # not with the graph that made it
+            kept = kept._replace(weight=weight, factor=factor, leaf=weight._cdata)
+            if weight.is_leaf:  # not with the graph that made it; a caller's leaf, until the next
                 self._keep(kept)
         return cast(Tensor, kept.factor)
 
@@ -210,7 +211,7 @@ class Normalization(nn.Module):
 
     def gradient(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
-        left, right = self.shaped(*map(torch.as_tensor, quotient[2:]))
+        left, right = self.shaped(weight, *map(torch.as_tensor, quotient[2:]))
         sigma = _sum_of(weight * left.conj() * right.conj())
         factor = self.options.factor(sigma)
         overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma, factor)
@@ -219,7 +220,7 @@ class Normalization(nn.Module):
     def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return the same once and for all, with no matrix besides the result."""
         factor, slope, left, right = quotient
-        left, right = self.shaped(left, right)
+        left, right = self.shaped(weight, left, right)
         scaled: Tensor = grad * factor
         return scaled.addcmul_(left * (_dot(grad, weight) * slope), right, value=-1)
 
@@ -265,6 +266,11 @@ def _tangent(x: Tensor) -> Tensor | None:
 def _version(x: Tensor) -> int:
     """Return how often a tensor was written to, if that is counted."""
     return -1 if x.is_inference() else x._version
+
+
+def _state(x: Tensor) -> object:
+    """Return the same, or for want of a version the numbers."""
+    return x.tolist() if x.is_inference() else x._version
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
@@ -356,7 +362,7 @@ class _PowerIterated(Normalization):
 
     _u: Tensor
     _v: Tensor
-    _probe: Tensor | None = None
+    _probe: Any = None
 
     def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: Options) -> None:
         super().__init__(options)
@@ -384,18 +390,20 @@ class _PowerIterated(Normalization):
 
     def fingerprint(self, weight: Tensor) -> Tensor:
         """Return a product with a random vector."""
-        probe = self._probe
-        if probe is None or probe.dtype is not weight.dtype or probe.device != weight.device:
+        rows = weight.flatten(1)
+        try:
+            return rows.mv(self._probe)
+        except (RuntimeError, TypeError):  # of another length, dtype or device, or none yet
             with torch.inference_mode(False):
-                probe = random_start(weight[0].numel(), like=weight)
+                probe = random_start(rows.shape[1], like=weight)
             self.__dict__["_probe"] = probe
-        return weight.flatten(1).mv(probe)
+            return rows.mv(probe)
 
     def mark(self) -> tuple[object, ...]:
         """Return the state of the vectors."""
         buffers = self._buffers  # a module's attributes take a microsecond each
         u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
-        return id(u), _version(u), id(v), _version(v)
+        return self.n_power_iterations, id(u), _state(u), id(v), _state(v)
 
     def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
@@ -417,7 +425,7 @@ class _PowerIterated(Normalization):
         if not sigma.is_cpu:  # a device is not waited for
             return sigma - self.shift  # but for the cosine of two vectors in succession
         if sigma.item() < _blas.SHIFT_IS_LOST * self.shift:
-            left, right = self.shaped(left, right)
+            left, right = self.shaped(weight, left, right)
             return _sum_of(weight * left.conj() * right.conj())
         return sigma
 
@@ -463,9 +471,6 @@ class MatrixNormalization(_PowerIterated):
             u, v = weight.new_empty(rows), weight.new_empty(weight.numel() // rows)
         super().__init__(u, v, n_power_iterations, options)
         self.dim = dim % weight.ndim
-        self.left_shape = [rows if axis == self.dim else 1 for axis in range(weight.ndim)]
-        self.right_shape = list(weight.shape)
-        self.right_shape[self.dim] = 1
 
     def divide(self, weight: Tensor) -> tuple[Tensor, Quotient]:
         """Return the normalized weight and the rest; in training mode without torch if possible.
@@ -523,9 +528,11 @@ class MatrixNormalization(_PowerIterated):
         """Return ``Wᴴ u + shift v``."""
         return torch.addmv(v, matrix.mH, u, beta=self.shift)
 
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def shaped(self, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return a column and a row, in the shape of the weight."""
-        return left.view(self.left_shape), right.view(self.right_shape)
+        row = [*weight.shape]
+        row[self.dim] = 1
+        return left.view(-1, *[1] * (len(row) - 1 - self.dim)), right.view(row)
 
 
 class ConvNormalization(_PowerIterated):
