@@ -26,6 +26,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 Array = NDArray[Any]
 
+_PLAIN = (Tensor, nn.Parameter)
 _CTYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 #: Entries up to which neither torch nor OpenBLAS, from 9,216 on, takes a second thread.
 _SHORT = 8192
@@ -88,7 +89,7 @@ def can_read(x: Tensor, dtype: torch.dtype) -> bool:
     A subclass may have no memory.
     """
     return (
-        type(x) in (Tensor, nn.Parameter)
+        type(x) in _PLAIN
         and x.is_cpu
         and x.dtype is dtype
         and dtype in _CTYPES
@@ -143,7 +144,7 @@ def _unit(x: Array, norm: float) -> Array:
 
 def dot(x: Tensor, y: Tensor) -> float:
     """Return ``⟨x, y⟩``."""
-    if not can_read(x, y.dtype):
+    if not (can_read(x, y.dtype) and can_read(y, y.dtype)):
         return torch.dot(x.reshape(-1), y.reshape(-1)).item()
     array = memory(x)
     product: float = _ROUTINES[array.dtype.char].dot(array, memory(y))

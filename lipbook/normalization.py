@@ -108,7 +108,8 @@ def spectral_normalize(
     Returns
     -------
     nn.Module
-        `module`, with a parametrization that `torch.nn.utils.parametrize` can remove again.
+        `module`, with a parametrization that `torch.nn.utils.parametrize` can remove again. The
+        memory of a weight in training mode may be NumPy's, which ``resize_`` does not take.
 
     Raises
     ------

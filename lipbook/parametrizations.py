@@ -219,6 +219,8 @@ class Normalization(nn.Module):
 
     def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return the same once and for all, with no matrix besides the result."""
+        if grad._is_zerotensor():  # has no memory to write to
+            return torch.zeros_like(weight)
         factor, slope, left, right = quotient
         left, right = self.shaped(weight, left, right)
         scaled: Tensor = grad * factor
@@ -399,15 +401,19 @@ class _PowerIterated(Normalization):
             self.__dict__["_probe"] = probe
             return rows.mv(probe)
 
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Return u and v; as attributes of a module they take a microsecond each."""
+        buffers: Any = self._buffers
+        return buffers["_u"], buffers["_v"]
+
     def mark(self) -> tuple[object, ...]:
-        """Return the state of the vectors."""
-        buffers = self._buffers  # a module's attributes take a microsecond each
-        u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
+        """Return the number of steps and the state of the vectors."""
+        u, v = self.vectors()
         return self.n_power_iterations, id(u), _state(u), id(v), _state(v)
 
     def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
-        old_u, old_v = start = self._u, self._v
+        old_u, old_v = start = self.vectors()
         if old_u.dtype != weight.dtype:
             start = old_u.to(weight.dtype), old_v.to(weight.dtype)
         sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
@@ -478,13 +484,13 @@ class MatrixNormalization(_PowerIterated):
         An operation of torch takes some microseconds besides its work, which is as long as a
         product with a matrix of a hundred rows.
         """
-        u, v = cast(Tensor, self._buffers["_u"]), cast(Tensor, self._buffers["_v"])
+        (u, v), dtype = self.vectors(), weight.dtype
         if not (
             self.dim == 0
             and _blas.in_one_thread(weight)
-            and _blas.can_read(weight, weight.dtype)
-            and _blas.can_read(u, weight.dtype)
-            and _blas.can_read(v, weight.dtype)
+            and _blas.can_read(weight, dtype)
+            and _blas.can_read(u, dtype)
+            and _blas.can_read(v, dtype)
         ):
             return super().divide(weight)
         array, old_u, old_v = map(_blas.memory, (weight, u, v))
@@ -503,7 +509,7 @@ class MatrixNormalization(_PowerIterated):
             return super().first_order(grad, weight, quotient)
         batched = not torch._C._has_storage(grad)  # many gradients at once
         short = None if batched else _blas.short_matrix(grad, weight.dtype, len(u), len(v))
-        if short is not None:
+        if short is not None and _blas.can_read(weight, weight.dtype):  # as it lies by now
             found = _blas.quotient_gradient(short, _blas.memory(weight), factor, slope, u, v)
             return torch.from_numpy(found.reshape(weight.shape))
         left, right = torch.from_numpy(u), torch.from_numpy(v)

@@ -297,6 +297,27 @@ def test_many_gradients_at_once():
     torch.testing.assert_close(together, torch.stack(one_by_one))
 
 
+def test_a_weight_that_was_laid_out_anew_before_the_backward_pass():
+    """Its version stays the same, and its memory has another order: ⟨gradient, W⟩ was 23."""
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = spectral_normalize(nn.Conv2d(4, 5, 3))
+        weight = layer.weight
+        layer.to(memory_format=memory_format)
+        weight.backward(torch.arange(180.0).view(5, 4, 3, 3))
+        gradients.append(original(layer).grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_gradient_that_is_zero_and_has_no_memory():
+    """As sgn's is, of which the second derivative of an absolute value is made."""
+    layer = linear(gaussian(4, 3))
+    (slope,) = torch.autograd.grad(layer.weight.sum().abs(), original(layer), create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.square().sum(), original(layer))
+    assert curvature.isfinite().all()
+
+
 def test_a_gradient_whose_memory_is_its_negative():
     """The imaginary part of a conjugate; of one entry it counts as contiguous."""
     layer = spectral_normalize(nn.Linear(1, 1, bias=False))
