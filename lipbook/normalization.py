@@ -68,7 +68,8 @@ def spectral_normalize(
       NaN or, of one row, ``W/eps``; its gradient passes unchanged, and the vectors are kept.
       ``eps=0`` restores torch's NaN.
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
-      another weight; here the steps are done on copies of them, once for each new weight.
+      another weight; here the steps are done on copies of them, once for each new weight, so the
+      first output in evaluation differs from the last in training by what one more step changes.
     - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If
       it was overwritten otherwise, the next access in evaluation mode notices and finds new
       vectors; a graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make
@@ -80,7 +81,8 @@ def spectral_normalize(
     - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.
     - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
-      running variance, where torch divides by ‖γ‖₂ (SP4). Other 1-D weights are one row.
+      running variance, where torch divides by ‖γ‖₂ (SP4); transferred to another layer, by the
+      variance of its first one. Other 1-D weights are one row.
 
     Parameters
     ----------
@@ -264,12 +266,13 @@ def spectral_normalize_network(
     layers = _to_normalize(network, set(skip), batch_norms)
     convolutions = [layer for layer in layers if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(network, input_shape, convolutions)
-    done: list[nn.Module] = []
+    done: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for layer in layers:
             shape = shapes.get(layer)
             if input_shape is not None and layer in convolutions and shape is None:
                 raise ValueError(f"{layer} is given no images in evaluation mode; name it in skip")
+            parameters = dict(layer._parameters)
             spectral_normalize(
                 layer,
                 n_power_iterations=n_power_iterations,
@@ -279,23 +282,26 @@ def spectral_normalize_network(
                 coefficient=coefficient,
                 at_most=at_most,
             )
-            done.append(layer)
+            done.append((layer, parameters))
     except (RuntimeError, TypeError, ValueError):
-        for layer in done:  # a refused network stays as it was
+        for layer, parameters in done:  # a refused network stays as it was
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            layer._parameters.clear()
+            layer._parameters.update(parameters)  # in their order, by which optimizers go
+            layer._load_state_dict_pre_hooks.popitem()
         raise
     return network
 
 
 def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) -> list[nn.Module]:
     """Return the layers with a plain ``weight`` to normalize; two that share theirs are two."""
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))  # a shared one has several names
     for name in skip:
         if name not in modules:
             raise ValueError(f"skip must name modules of the network, it has no {name!r}")
     skipped = {layer for name in skip for layer in modules[name].modules()}
     layers = []
-    for name, layer in modules.items():
+    for name, layer in network.named_modules():
         weight = layer._parameters.get("weight")
         inside_one = "parametrizations" in name.split(".")
         if layer in skipped or inside_one:
@@ -458,15 +464,20 @@ def project_spectral_(
     _check_projection(variant, n_iterations, coefficient)
     convolutions = [layer for layer in module.modules() if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(module, input_shape, convolutions)
+    quotients = []
     with torch.no_grad():
         for weight in _constrained(module):
             value, layer = weight.value(), weight.layer
             if variant == "article":
-                factor = coefficient / _keras_norm(value, n_iterations)
+                quotient = value * (coefficient / _keras_norm(value, n_iterations))
             else:
                 norm = _exact_norm(layer, value, shapes.get(layer))
-                factor = coefficient / torch.where(norm > 0, norm, coefficient)
-            weight.assign(value * factor)
+                norm = torch.where(norm > 0, norm, coefficient)
+                factor = coefficient / norm  # infinite for a subnormal norm
+                quotient = value * factor if factor.isfinite() else value / norm * coefficient
+            quotients.append((weight, quotient))
+        for weight, quotient in quotients:  # once none is refused
+            weight.assign(quotient)
 
 
 def _check_projection(variant: str, n_iterations: int, coefficient: float) -> None:

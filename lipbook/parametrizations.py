@@ -664,7 +664,7 @@ def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
     variance, eps = layer.running_var, layer.eps
     if not isinstance(variance, Tensor):
         raise ValueError(f"module must track running statistics, {layer} knows its batch only")
-    return torch.rsqrt(variance.to(like.dtype) + cast(float, eps))
+    return torch.rsqrt(variance.to(like.device, like.dtype) + cast(float, eps))
 
 
 def _length_of(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -680,6 +680,12 @@ def test_batch_norm(seed):
     assert gradcheck(layer.parametrizations.weight[0], weight)
 
 
+def test_statistics_go_where_a_replica_of_the_weight_is():
+    """As DataParallel has it: on another device than the layer that has the statistics."""
+    layer = spectral_normalize(nn.BatchNorm1d(3)).eval()
+    assert layer.parametrizations.weight[0](torch.ones(3, device="meta")).is_meta
+
+
 def test_other_vectors_are_rows():
     layer = nn.LayerNorm(5, dtype=torch.float64)
     layer.weight.data.copy_(gaussian(5))
