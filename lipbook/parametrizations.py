@@ -271,7 +271,7 @@ def _version(x: Tensor) -> int:
 
 
 def _state(x: Tensor) -> object:
-    """Return the same, or for want of a version the numbers."""
+    """Return what changes when a tensor is written to: its version, or else its numbers."""
     return x.tolist() if x.is_inference() else x._version
 
 
@@ -429,7 +429,7 @@ class _PowerIterated(Normalization):
     def _exact(self, sigma: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Take the shift out of a norm that it is part of."""
         if not sigma.is_cpu:  # a device is not waited for
-            return sigma - self.shift  # but for the cosine of two vectors in succession
+            return sigma - self.shift  # which is exact where v has settled
         if sigma.item() < _blas.SHIFT_IS_LOST * self.shift:
             left, right = self.shaped(weight, left, right)
             return _sum_of(weight * left.conj() * right.conj())
@@ -574,13 +574,11 @@ class ConvNormalization(_PowerIterated):
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
         self.input_size = size
-        pads = module._reversed_padding_repeated_twice  # two an axis, from the last one on
+        pads = [*module._reversed_padding_repeated_twice]  # two an axis, from the last one on
         self.padding_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         inside = self.padding_mode == "constant" and pads[::2] == pads[1::2]
-        self.pads = [] if inside else [*pads]  # what the convolution does not do itself
-        padding = [*pads[::-2]] if inside else [0] * axes
-        shape = module.stride, padding, module.dilation, False, [0] * axes, module.groups
-        self.arguments = (None, *shape)
+        padding, self.pads = (pads[::-2], []) if inside else ([0] * axes, pads)
+        self.way = module.stride, padding, module.dilation, False, [0] * axes, module.groups
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
         """Convolve v, and add ``shift u``."""
@@ -599,15 +597,10 @@ class ConvNormalization(_PowerIterated):
         return u.new_ones(()), gradient
 
     def _transposed(self, u: Tensor, image: Tensor, kernel: Tensor, which: int) -> Tensor:
-        """Return the gradient of ``⟨u, convolution⟩`` by the image or the kernel.
-
-        By the operation that autograd uses, since torch.func and graphs do not take autograd's.
-        """
-        wanted = [which == 0, which == 1, False]
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            u, image, kernel, *self.arguments, wanted
-        )[which]
-        return gradient
+        """Return the gradient of ``⟨u, convolution⟩`` by the image or the kernel."""
+        wanted = [which == 0, which == 1, False]  # autograd.grad itself is not for graphs
+        backward = torch.ops.aten.convolution_backward
+        return cast(Tensor, backward(u, image, kernel, None, *self.way, wanted)[which])
 
     def _padded(self, image: Tensor) -> Tensor:
         return F.pad(image, self.pads, self.padding_mode) if self.pads else image
@@ -618,12 +611,12 @@ class ConvNormalization(_PowerIterated):
             return padded
         if self.padding_mode == "constant":
             return F.pad(padded, [-length for length in self.pads])
-        n_pixels = math.prod(self.input_size)
-        pixels = torch.arange(n_pixels, dtype=torch.float64, device=padded.device)
+        n_pixels, shape = math.prod(self.input_size), padded.shape[:2]
+        pixels = torch.arange(n_pixels, dtype=padded.real.dtype, device=padded.device)
         source = self._padded(pixels.view(1, 1, *self.input_size)).long().expand_as(padded)
-        sums = padded.new_zeros(*padded.shape[:2], n_pixels)
+        sums = padded.new_zeros(*shape, n_pixels)
         sums = sums.scatter_add(2, source.flatten(2), padded.flatten(2))
-        return sums.view(*padded.shape[:2], *self.input_size)
+        return sums.view(*shape, *self.input_size)
 
 
 class VectorNormalization(Normalization):
