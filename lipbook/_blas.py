@@ -26,9 +26,12 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 Array = NDArray[Any]
 
+_PLAIN = (Tensor, nn.Parameter)
 _CTYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 #: Entries up to which neither torch nor OpenBLAS, from 9,216 on, takes a second thread.
 _SHORT = 8192
+#: Times the shift of `power_steps`: norms from which on float32 does not show it.
+SHIFT_IS_LOST = 1e8
 # NumPy's and SciPy's BLAS; torch has its own, which no library but torch can see.
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -86,7 +89,7 @@ def can_read(x: Tensor, dtype: torch.dtype) -> bool:
     A subclass may have no memory.
     """
     return (
-        type(x) in (Tensor, nn.Parameter)
+        type(x) in _PLAIN
         and x.is_cpu
         and x.dtype is dtype
         and dtype in _CTYPES
@@ -111,9 +114,9 @@ def _at(address: int, length: int, dtype: torch.dtype) -> Array:
 
 
 def power_steps(
-    weight: Array, u: Array, v: Array, steps: int, eps: float
+    weight: Array, u: Array, v: Array, steps: int, shift: float
 ) -> tuple[float, Array, Array]:
-    """Return σ, u and v after some steps ``u ∝ Wv + eps u``, ``σv = Wᵀu + eps v``.
+    """Return ``σ = ⟨u, Wv⟩``, u and v after some steps ``u ∝ Wv + shift u``, ``v ∝ Wᵀu + shift v``.
 
     The matrix is given by rows, flat. NaN where there is no direction, as torch has it, and without
     NumPy's warning.
@@ -122,11 +125,13 @@ def power_steps(
     gemv, nrm2 = routines.gemv, routines.nrm2
     matrix = weight.reshape(len(u), len(v)).T  # BLAS reads by columns
     for _ in range(steps):
-        u = gemv(1.0, matrix, v, eps, u, trans=1)
+        u = gemv(1.0, matrix, v, shift, u, trans=1)
         u = _unit(u, nrm2(u))
-        v = gemv(1.0, matrix, u, eps, v)
+        last, v = v, gemv(1.0, matrix, u, shift, v)
         sigma = nrm2(v)
         v = _unit(v, sigma)
+    if sigma < SHIFT_IS_LOST * shift:
+        sigma -= shift * routines.dot(last, v)
     return sigma, u, v
 
 
@@ -139,7 +144,7 @@ def _unit(x: Array, norm: float) -> Array:
 
 def dot(x: Tensor, y: Tensor) -> float:
     """Return ``⟨x, y⟩``."""
-    if not can_read(x, y.dtype):
+    if not (can_read(x, y.dtype) and can_read(y, y.dtype)):
         return torch.dot(x.reshape(-1), y.reshape(-1)).item()
     array = memory(x)
     product: float = _ROUTINES[array.dtype.char].dot(array, memory(y))

@@ -65,21 +65,24 @@ def spectral_normalize(
     would only lengthen W is taken out of G. Differs from torch's where that one goes wrong:
 
     - A weight with an estimate of at most `eps`, zero say, is left as it is, where torch gives
-      NaN; its gradient passes unchanged, and the vectors are kept. ``eps=0`` restores torch's
-      NaN.
+      NaN or, of one row, ``W/eps``; its gradient passes unchanged, and the vectors are kept.
+      ``eps=0`` restores torch's NaN.
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
-      another weight; here the steps are done on copies of them, once for each new weight.
+      another weight; here the steps are done on copies of them, once for each new weight, so the
+      first output in evaluation differs from the last in training by what one more step changes.
     - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If
       it was overwritten otherwise, the next access in evaluation mode notices and finds new
       vectors; a graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make
-      of it cannot depend on values, and so cannot notice. The vectors may be averaged beside the
-      weights, as EMA and SWA do.
+      of it cannot depend on values, and so cannot notice. That the vectors were overwritten is
+      noticed unless it was by way of ``.data``. They may be averaged beside the weights, as EMA
+      and SWA do.
     - Half precision is normalized in float32, also under autocast. Weights whose squared norm
       overflows are divided by their norm all the same.
     - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.
     - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
-      running variance, where torch divides by ‖γ‖₂ (SP4). Other 1-D weights are one row.
+      running variance, where torch divides by ‖γ‖₂ (SP4); transferred to another layer, by the
+      variance of its first one. Other 1-D weights are one row.
 
     Parameters
     ----------
@@ -96,7 +99,7 @@ def spectral_normalize(
     norm : {"matrix", "operator"}, default "matrix"
         What to divide a convolution by: the norm of its reshaped kernel, as Miyato et al. and the
         article do, or the norm of its map from images to images (PI7), which is not
-        available for transposed convolutions. Dense layers have one norm.
+        available for transposed convolutions, nor in `torch.jit.trace`. Dense layers have one norm.
     input_size : int or tuple of int, optional
         Spatial size of the convolution's input, on which its operator norm depends.
     coefficient : float, default 1.0
@@ -107,7 +110,8 @@ def spectral_normalize(
     Returns
     -------
     nn.Module
-        `module`, with a parametrization that `torch.nn.utils.parametrize` can remove again.
+        `module`, with a parametrization that `torch.nn.utils.parametrize` can remove again. The
+        memory of a weight in training mode may be NumPy's, which ``resize_`` does not take.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def spectral_normalize(
         If an option has the wrong type, or ``norm="operator"`` is asked of another layer.
     ValueError
         If there is no such weight, or none yet, as in a lazy layer, or it is empty or not finite,
-        or an option is out of range.
+        or γ of a BatchNorm without running statistics, or an option is out of range.
 
     Examples
     --------
@@ -152,7 +156,7 @@ def spectral_normalize(
         check_count(dim, "dim", least=-weight.ndim)
     options = _checked_options(coefficient, at_most, eps)
     normalization: Normalization
-    if isinstance(module, BATCH_NORM):
+    if isinstance(module, BATCH_NORM) and name == "weight":
         normalization = BatchNormNormalization(module, weight, options)
     elif weight.ndim == 1:
         normalization = VectorNormalization(options)
@@ -262,12 +266,13 @@ def spectral_normalize_network(
     layers = _to_normalize(network, set(skip), batch_norms)
     convolutions = [layer for layer in layers if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(network, input_shape, convolutions)
-    done: list[nn.Module] = []
+    done: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for layer in layers:
             shape = shapes.get(layer)
             if input_shape is not None and layer in convolutions and shape is None:
                 raise ValueError(f"{layer} is given no images in evaluation mode; name it in skip")
+            parameters = dict(layer._parameters)
             spectral_normalize(
                 layer,
                 n_power_iterations=n_power_iterations,
@@ -277,23 +282,26 @@ def spectral_normalize_network(
                 coefficient=coefficient,
                 at_most=at_most,
             )
-            done.append(layer)
+            done.append((layer, parameters))
     except (RuntimeError, TypeError, ValueError):
-        for layer in done:  # a refused network stays as it was
+        for layer, parameters in done:  # a refused network stays as it was
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            layer._parameters.clear()
+            layer._parameters.update(parameters)  # in their order, by which optimizers go
+            layer._load_state_dict_pre_hooks.popitem()
         raise
     return network
 
 
 def _to_normalize(network: nn.Module, skip: Collection[str], batch_norms: bool) -> list[nn.Module]:
     """Return the layers with a plain ``weight`` to normalize; two that share theirs are two."""
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))  # a shared one has several names
     for name in skip:
         if name not in modules:
             raise ValueError(f"skip must name modules of the network, it has no {name!r}")
     skipped = {layer for name in skip for layer in modules[name].modules()}
     layers = []
-    for name, layer in modules.items():
+    for name, layer in network.named_modules():
         weight = layer._parameters.get("weight")
         inside_one = "parametrizations" in name.split(".")
         if layer in skipped or inside_one:
@@ -456,15 +464,20 @@ def project_spectral_(
     _check_projection(variant, n_iterations, coefficient)
     convolutions = [layer for layer in module.modules() if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(module, input_shape, convolutions)
+    quotients = []
     with torch.no_grad():
         for weight in _constrained(module):
             value, layer = weight.value(), weight.layer
             if variant == "article":
-                factor = coefficient / _keras_norm(value, n_iterations)
+                quotient = value * (coefficient / _keras_norm(value, n_iterations))
             else:
                 norm = _exact_norm(layer, value, shapes.get(layer))
-                factor = coefficient / torch.where(norm > 0, norm, coefficient)
-            weight.assign(value * factor)
+                norm = torch.where(norm > 0, norm, coefficient)
+                factor = coefficient / norm  # infinite for a subnormal norm
+                quotient = value * factor if factor.isfinite() else value / norm * coefficient
+            quotients.append((weight, quotient))
+        for weight, quotient in quotients:  # once none is refused
+            weight.assign(quotient)
 
 
 def _check_projection(variant: str, n_iterations: int, coefficient: float) -> None:

@@ -45,7 +45,7 @@ class Options(NamedTuple):
     @property
     def flat(self) -> float:
         """Up to which norm the weight is left as it is."""
-        return max(2 * self.eps, self.coefficient) if self.at_most else 2 * self.eps
+        return max(self.eps, self.coefficient) if self.at_most else self.eps
 
     def factor(self, sigma: Tensor) -> Tensor:
         """Return what a weight of norm σ is multiplied by."""
@@ -92,6 +92,7 @@ class _Kept(NamedTuple):
     quotient: Quotient
     weight: Tensor | None = None
     factor: Tensor | None = None  #: with a derivative by that weight, for any number of graphs
+    leaf: int = 0  #: the tensor in that Python object, which ``swap_tensors`` exchanges
 
 
 class Chain(parametrize.ParametrizationList):
@@ -137,7 +138,7 @@ class Normalization(nn.Module):
         """Return what else is the same only if the norm in evaluation mode is."""
         return ()
 
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def shaped(self, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return views of the factors whose product broadcasts to the weight."""
         return left, right
 
@@ -151,7 +152,7 @@ class Normalization(nn.Module):
         if is_observed(working):
             with torch.no_grad():
                 _, left, right = self.estimate(working.detach(), observed=True)  # no tangents
-            normalized = _divided(working, *self.shaped(left, right), self.options)
+            normalized = _divided(working, *self.shaped(working, left, right), self.options)
         elif self.training:
             normalized = _normalize(working, self)
         else:
@@ -187,12 +188,12 @@ class Normalization(nn.Module):
             kept = self._keep(_Kept(found, self.mark(), [*self._buffers.values()], quotient))
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return cast(Tensor, kept.quotient.factor)
-        if kept.weight is not weight:
+        if kept.weight is not weight or kept.leaf != weight._cdata:
             found, slope, left, right = kept.quotient
-            quotient = Quotient(found, slope, *self.shaped(left, right))
+            quotient = Quotient(found, slope, *self.shaped(weight, left, right))
             factor = _factor(weight, quotient, self.options)
-            kept = kept._replace(weight=weight, factor=factor)
-            if weight.is_leaf:  # not with the graph that made it
+            kept = kept._replace(weight=weight, factor=factor, leaf=weight._cdata)
+            if weight.is_leaf:  # not with the graph that made it; a caller's leaf, until the next
                 self._keep(kept)
         return cast(Tensor, kept.factor)
 
@@ -210,7 +211,7 @@ class Normalization(nn.Module):
 
     def gradient(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
-        left, right = self.shaped(*map(torch.as_tensor, quotient[2:]))
+        left, right = self.shaped(weight, *map(torch.as_tensor, quotient[2:]))
         sigma = _sum_of(weight * left.conj() * right.conj())
         factor = self.options.factor(sigma)
         overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma, factor)
@@ -218,8 +219,10 @@ class Normalization(nn.Module):
 
     def first_order(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return the same once and for all, with no matrix besides the result."""
+        if grad._is_zerotensor():  # has no memory to write to
+            return torch.zeros_like(weight)
         factor, slope, left, right = quotient
-        left, right = self.shaped(left, right)
+        left, right = self.shaped(weight, left, right)
         scaled: Tensor = grad * factor
         return scaled.addcmul_(left * (_dot(grad, weight) * slope), right, value=-1)
 
@@ -267,6 +270,11 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
+def _state(x: Tensor) -> object:
+    """Return what changes when a tensor is written to: its version, or else its numbers."""
+    return x.tolist() if x.is_inference() else x._version
+
+
 def _same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are equal to the last bit; NaN is nobody's equal."""
     return x.dtype is y.dtype and x.device == y.device and torch.equal(x, y)
@@ -275,6 +283,14 @@ def _same(x: Tensor, y: Tensor) -> bool:
 def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> Tensor:
     """Return ``c W/σ`` with ``σ = Re⟨left right, W⟩``, to be differentiated at will."""
     return weight * options.factor(_sum_of(weight * left.conj() * right.conj()))
+
+
+def _conjugate_linear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return f of x and the conjugate of y, for a bilinear f that takes real tensors."""
+    if not x.is_complex():
+        return f(x, y)
+    real = f(x.real, y.real) + f(x.imag, y.imag)
+    return torch.complex(real, f(x.imag, y.real) - f(x.real, y.imag))
 
 
 def _sum_of(x: Tensor) -> Tensor:
@@ -348,11 +364,12 @@ class _PowerIterated(Normalization):
 
     _u: Tensor
     _v: Tensor
-    _probe: Tensor | None = None
+    _probe: Any = None
 
     def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: Options) -> None:
         super().__init__(options)
         self.n_power_iterations = n_power_iterations
+        self.shift = min(options.eps, 1e-12)  # more would only slow the steps down
         with torch.inference_mode(False):
             self.register_buffer("_u", u.normal_() / torch.linalg.vector_norm(u))
             self.register_buffer("_v", v.normal_() / torch.linalg.vector_norm(v))
@@ -362,11 +379,11 @@ class _PowerIterated(Normalization):
         return weight
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``, a new tensor: ``eps u`` where the product vanishes, never 0."""
+        """Return ``W v + shift u``, a new tensor, which is not 0 where the product vanishes."""
         raise NotImplementedError
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᴴ u + eps v``, a new tensor."""
+        """Return ``Wᴴ u + shift v``, a new tensor."""
         raise NotImplementedError
 
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -375,22 +392,28 @@ class _PowerIterated(Normalization):
 
     def fingerprint(self, weight: Tensor) -> Tensor:
         """Return a product with a random vector."""
-        probe = self._probe
-        if probe is None or probe.dtype is not weight.dtype or probe.device != weight.device:
+        rows = weight.flatten(1)
+        try:
+            return rows.mv(self._probe)
+        except (RuntimeError, TypeError):  # of another length, dtype or device, or none yet
             with torch.inference_mode(False):
-                probe = random_start(weight[0].numel(), like=weight)
+                probe = random_start(rows.shape[1], like=weight)
             self.__dict__["_probe"] = probe
-        return weight.flatten(1).mv(probe)
+            return rows.mv(probe)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Return u and v; as attributes of a module they take a microsecond each."""
+        buffers: Any = self._buffers
+        return buffers["_u"], buffers["_v"]
 
     def mark(self) -> tuple[object, ...]:
-        """Return the state of the vectors."""
-        buffers = self._buffers  # a module's attributes take a microsecond each
-        u, v = cast(Tensor, buffers["_u"]), cast(Tensor, buffers["_v"])
-        return id(u), _version(u), id(v), _version(v)
+        """Return the number of steps and the state of the vectors."""
+        u, v = self.vectors()
+        return self.n_power_iterations, id(u), _state(u), id(v), _state(v)
 
     def estimate(self, weight: Tensor, *, observed: bool = False) -> Estimate:
         """Return the estimate after the steps; its vectors are those of the last one."""
-        old_u, old_v = start = self._u, self._v
+        old_u, old_v = start = self.vectors()
         if old_u.dtype != weight.dtype:
             start = old_u.to(weight.dtype), old_v.to(weight.dtype)
         sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
@@ -400,7 +423,17 @@ class _PowerIterated(Normalization):
             _store(old_v, v)
         elif not observed and (_strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)):
             sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
-        return Estimate(sigma, *self.derivative(weight, u, v))
+        left, right = self.derivative(weight, u, v)
+        return Estimate(sigma if observed else self._exact(sigma, weight, left, right), left, right)
+
+    def _exact(self, sigma: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Take the shift out of a norm that it is part of."""
+        if not sigma.is_cpu:  # a device is not waited for
+            return sigma - self.shift  # which is exact where v has settled
+        if sigma.item() < _blas.SHIFT_IS_LOST * self.shift:
+            left, right = self.shaped(weight, left, right)
+            return _sum_of(weight * left.conj() * right.conj())
+        return sigma
 
     def _outdone(self, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> bool:
         """Whether a random vector is stretched by more than σ, so that v is far from the top."""
@@ -415,7 +448,7 @@ class _PowerIterated(Normalization):
             u, v = self._u.to(working.dtype), self._v.to(working.dtype)
             sigma, u, v = self._iterate(working, u, v, _WARM_UP)
             # Zero, or vectors that are no use, or were NaN; unless nobody can know.
-            if not is_observed(working) and not sigma > 2 * self.options.eps:
+            if not is_observed(working) and not sigma > 2 * self.shift:
                 _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
             _store(self._u, u)
             _store(self._v, v)
@@ -430,7 +463,7 @@ class _PowerIterated(Normalization):
             u = self.product(matrix, v, u)
             u.div_(length(u))
             v = self.adjoint(matrix, u, v)
-            sigma = length(v)  # ⟨u, Wv⟩ for the new v: no third product
+            sigma = length(v)  # ⟨u, Wv⟩ for the new v, and the shift: no third product
             v.div_(sigma)
         return sigma, u, v
 
@@ -444,9 +477,6 @@ class MatrixNormalization(_PowerIterated):
             u, v = weight.new_empty(rows), weight.new_empty(weight.numel() // rows)
         super().__init__(u, v, n_power_iterations, options)
         self.dim = dim % weight.ndim
-        self.left_shape = [rows if axis == self.dim else 1 for axis in range(weight.ndim)]
-        self.right_shape = list(weight.shape)
-        self.right_shape[self.dim] = 1
 
     def divide(self, weight: Tensor) -> tuple[Tensor, Quotient]:
         """Return the normalized weight and the rest; in training mode without torch if possible.
@@ -454,18 +484,18 @@ class MatrixNormalization(_PowerIterated):
         An operation of torch takes some microseconds besides its work, which is as long as a
         product with a matrix of a hundred rows.
         """
-        u, v = cast(Tensor, self._buffers["_u"]), cast(Tensor, self._buffers["_v"])
+        (u, v), dtype = self.vectors(), weight.dtype
         if not (
             self.dim == 0
             and _blas.in_one_thread(weight)
-            and _blas.can_read(weight, weight.dtype)
-            and _blas.can_read(u, weight.dtype)
-            and _blas.can_read(v, weight.dtype)
+            and _blas.can_read(weight, dtype)
+            and _blas.can_read(u, dtype)
+            and _blas.can_read(v, dtype)
         ):
             return super().divide(weight)
         array, old_u, old_v = map(_blas.memory, (weight, u, v))
-        steps, eps = self.n_power_iterations, self.options.eps
-        sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, eps)
+        steps = self.n_power_iterations
+        sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, self.shift)
         old_u[:], old_v[:] = new_u, new_v
         increment_version((u, v))
         factor, slope = self.options.of_number(sigma)
@@ -479,7 +509,7 @@ class MatrixNormalization(_PowerIterated):
             return super().first_order(grad, weight, quotient)
         batched = not torch._C._has_storage(grad)  # many gradients at once
         short = None if batched else _blas.short_matrix(grad, weight.dtype, len(u), len(v))
-        if short is not None:
+        if short is not None and _blas.can_read(weight, weight.dtype):  # as it lies by now
             found = _blas.quotient_gradient(short, _blas.memory(weight), factor, slope, u, v)
             return torch.from_numpy(found.reshape(weight.shape))
         left, right = torch.from_numpy(u), torch.from_numpy(v)
@@ -497,16 +527,18 @@ class MatrixNormalization(_PowerIterated):
         return weight.flatten(1)
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Return ``W v + eps u``."""
-        return torch.addmv(u, matrix, v, beta=self.options.eps)
+        """Return ``W v + shift u``."""
+        return torch.addmv(u, matrix, v, beta=self.shift)
 
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Return ``Wᴴ u + eps v``."""
-        return torch.addmv(v, matrix.mH, u, beta=self.options.eps)
+        """Return ``Wᴴ u + shift v``."""
+        return torch.addmv(v, matrix.mH, u, beta=self.shift)
 
-    def shaped(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def shaped(self, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return a column and a row, in the shape of the weight."""
-        return left.view(self.left_shape), right.view(self.right_shape)
+        row = [*weight.shape]
+        row[self.dim] = 1
+        return left.view(-1, *[1] * (len(row) - 1 - self.dim)), right.view(row)
 
 
 class ConvNormalization(_PowerIterated):
@@ -520,7 +552,8 @@ class ConvNormalization(_PowerIterated):
         n_power_iterations: int,
         options: Options,
     ) -> None:
-        if not isinstance(module, CONVOLUTIONS):
+        ways = {kind._conv_forward for kind in CONVOLUTIONS}  # others have other adjoints
+        if not isinstance(module, CONVOLUTIONS) or type(module)._conv_forward not in ways:
             raise TypeError(
                 "norm='operator' needs a dense layer or a convolution, "
                 f"got {type(module).__name__}; norm='matrix' takes any weight"
@@ -541,24 +574,49 @@ class ConvNormalization(_PowerIterated):
         super().__init__(u, v, n_power_iterations, options)
         self.convolve = convolve
         self.input_size = size
+        pads = [*module._reversed_padding_repeated_twice]  # two an axis, from the last one on
+        self.padding_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inside = self.padding_mode == "constant" and pads[::2] == pads[1::2]
+        padding, self.pads = (pads[::-2], []) if inside else ([0] * axes, pads)
+        self.way = module.stride, padding, module.dilation, False, [0] * axes, module.groups
 
     def product(self, matrix: Tensor, v: Tensor, u: Tensor) -> Tensor:
-        """Convolve v, and add ``eps u``."""
-        return torch.add(self.convolve(v, matrix), u, alpha=self.options.eps)
+        """Convolve v, and add ``shift u``."""
+        return torch.add(self.convolve(v, matrix), u, alpha=self.shift)
 
-    @torch.enable_grad()
     def adjoint(self, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Apply the adjoint convolution to u, and add ``eps v``."""
-        image = torch.zeros_like(v).requires_grad_()
-        (back,) = torch.autograd.grad(self.convolve(image, matrix.detach()), image, u)
-        return torch.add(back, v, alpha=self.options.eps)
+        """Apply the adjoint convolution to u, and add ``shift v``."""
+        image = self._padded(v).real  # of which the shape counts
+        back = _conjugate_linear(lambda u, kernel: self._transposed(u, image, kernel, 0), u, matrix)
+        return torch.add(self._folded(back), v, alpha=self.shift)
 
-    @torch.enable_grad()
     def derivative(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return 1 and the gradient, which is no product of two vectors."""
-        kernel = weight.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.convolve(v, kernel), kernel, u)
+        kernel, image = weight.real, self._padded(v)
+        gradient = _conjugate_linear(lambda u, v: self._transposed(u, v, kernel, 1), u, image)
         return u.new_ones(()), gradient
+
+    def _transposed(self, u: Tensor, image: Tensor, kernel: Tensor, which: int) -> Tensor:
+        """Return the gradient of ``⟨u, convolution⟩`` by the image or the kernel."""
+        wanted = [which == 0, which == 1, False]  # autograd.grad itself is not for graphs
+        backward = torch.ops.aten.convolution_backward
+        return cast(Tensor, backward(u, image, kernel, None, *self.way, wanted)[which])
+
+    def _padded(self, image: Tensor) -> Tensor:
+        return F.pad(image, self.pads, self.padding_mode) if self.pads else image
+
+    def _folded(self, padded: Tensor) -> Tensor:
+        """Apply the adjoint of the padding: each entry goes back to the pixel that it came from."""
+        if not self.pads:
+            return padded
+        if self.padding_mode == "constant":
+            return F.pad(padded, [-length for length in self.pads])
+        n_pixels, shape = math.prod(self.input_size), padded.shape[:2]
+        pixels = torch.arange(n_pixels, dtype=padded.real.dtype, device=padded.device)
+        source = self._padded(pixels.view(1, 1, *self.input_size)).long().expand_as(padded)
+        sums = padded.new_zeros(*shape, n_pixels)
+        sums = sums.scatter_add(2, source.flatten(2), padded.flatten(2))
+        return sums.view(*shape, *self.input_size)
 
 
 class VectorNormalization(Normalization):
@@ -599,7 +657,7 @@ def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
     variance, eps = layer.running_var, layer.eps
     if not isinstance(variance, Tensor):
         raise ValueError(f"module must track running statistics, {layer} knows its batch only")
-    return torch.rsqrt(variance.to(like.dtype) + cast(float, eps))
+    return torch.rsqrt(variance.to(like.device, like.dtype) + cast(float, eps))
 
 
 def _length_of(weight: Tensor) -> Callable[[Tensor], Tensor]:

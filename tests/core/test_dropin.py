@@ -56,6 +56,16 @@ def dense(normalize: Normalize, training: bool) -> nn.Module:
     return settled(normalize, nn.Linear(4, 3, dtype=torch.float64), training)
 
 
+class OnePixel(nn.Conv1d):
+    """A convolution whose norm as an operator is that of its kernel as a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3, 1, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[..., None])[..., 0]
+
+
 def call(layer: nn.Module, state, x: torch.Tensor) -> torch.Tensor:
     return functional_call(layer, state, (x,)).sin().sum()
 
@@ -92,7 +102,7 @@ def dual(normalize, training):
 def dual_weight(normalize, training):
     layer, x = dense(normalize, training), gaussian(5, 4, seed=1)
     with forward_ad.dual_level():
-        moving = forward_ad.make_dual(original(layer).detach(), gaussian(3, 4, seed=2))
+        moving = forward_ad.make_dual(original(layer).detach(), original(layer).detach().sin())
         return tuple(forward_ad.unpack_dual(functional_call(layer, {NAME: moving}, (x,))))
 
 
@@ -299,6 +309,21 @@ def chained(normalize, training):
     return layer(gaussian(5, 4, seed=1))
 
 
+def of_batch_norm(name: str) -> Callable[[Normalize, bool], object]:
+    """A parameter that is not γ: the layer's norm has nothing to do with it."""
+
+    def case(normalize, training):
+        torch.manual_seed(0)
+        layer = nn.BatchNorm1d(3, dtype=torch.float64)
+        layer.projection = nn.Parameter(gaussian(3, 3))
+        layer.bias.data.copy_(gaussian(3))
+        layer.running_var.fill_(100.0)
+        layer = normalize(layer, name, n_power_iterations=300).train(training)
+        return getattr(layer, name)
+
+    return case
+
+
 CASES: dict[str, Callable[[Normalize, bool], object]] = {
     "grad": transformed(lambda f, state, x: grad(f)(state, x)),
     "vjp": transformed(lambda f, state, x: vjp(f, state, x)[1](torch.ones(()).double())),
@@ -338,6 +363,8 @@ CASES: dict[str, Callable[[Normalize, bool], object]] = {
     "transposed, 1-D": of_layer(nn.ConvTranspose1d(2, 3, 3), 5, 2, 6),
     "transposed, 3-D": of_layer(nn.ConvTranspose3d(2, 3, 2), 5, 2, 3, 3, 3),
     "transposed, dim=0": of_layer(nn.ConvTranspose2d(2, 3, 3), 5, 2, 6, 6, dim=0),
+    "bias of a BatchNorm": of_batch_norm("bias"),
+    "matrix of a BatchNorm": of_batch_norm("projection"),
     "LayerNorm": of_layer(nn.LayerNorm(6), 5, 6),
     "twice differentiated": twice_differentiated,
     "checkpoint": checkpointed,
@@ -369,6 +396,10 @@ NOT_TORCHS = {
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)
 def test_torchs_and_ours_agree(name, training):
+    assert_agreement(name, training, spectral_normalize)
+
+
+def assert_agreement(name: str, training: bool, normalize: Normalize) -> None:
     case = CASES[name]
     if (name, training) in NOT_TORCHS:
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -376,11 +407,30 @@ def test_torchs_and_ours_agree(name, training):
         theirs = case(torchs, False)
     else:
         theirs = case(torchs, training)
-    ours = case(spectral_normalize, training)
+    ours = case(normalize, training)
     half = name in ("autocast", "bfloat16")
     for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
         tolerance = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-5, "atol": 1e-6}
         torch.testing.assert_close(a, b, **tolerance)
+
+
+USES_OF_DENSE = [
+    *("grad", "vjp", "jacrev", "jacfwd", "hessian", "jvp", "jvp of the input", "vmap"),
+    *("hessian of the input", "gradients of samples", "stack_module_state", "dual input"),
+    *("grad of stack_module_state", "dual weight", "make_fx", "export", "compile, eager"),
+    *("compile, aot_eager", "jacobian, vectorized", "twice differentiated", "checkpoint"),
+    *("no_grad", "switched", "deepcopy", "remove_parametrizations", "share_memory"),
+]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", USES_OF_DENSE)
+def test_operators_go_wherever_matrices_do(name, training, monkeypatch):
+    one_pixel = lambda normalize, training: settled(normalize, OnePixel(), training)  # noqa: E731
+    monkeypatch.setitem(globals(), "dense", one_pixel)
+    options = {"norm": "operator", "input_size": 1}
+    ours = lambda layer, **steps: spectral_normalize(layer, **options, **steps)  # noqa: E731
+    assert_agreement(name, training, ours)
 
 
 # --- where ours does more, or it takes more than one call to see --------------------------------
@@ -431,12 +481,19 @@ def test_an_overflowing_square_is_no_zero(training, shape, scale, dim):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_modes_that_record_nothing(training):
-    """Made and read in inference mode, then trained outside."""
+@pytest.mark.parametrize("norm_kind", ["matrix", "operator"])
+def test_the_modes_that_record_nothing(training, norm_kind):
+    """Made, read and assigned to in inference mode, then trained outside."""
+
+    def make() -> nn.Module:
+        layer = nn.Linear(4, 3) if norm_kind == "matrix" else OnePixel().float()
+        return spectral_normalize(layer, norm=norm_kind, input_size=1).train(training)
+
     with torch.inference_mode():
-        layer = spectral_normalize(nn.Linear(4, 3)).train(training)
+        layer = make()
+        layer.weight = 2 * layer.weight
         inside = layer(single(2, 4)).tolist()
-    layer = spectral_normalize(nn.Linear(4, 3)).train(training)
+    layer = make()
     with torch.inference_mode():
         inside = layer(single(2, 4)).tolist()
     assert not any(buffer.is_inference() for buffer in layer.buffers())

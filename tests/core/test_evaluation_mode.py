@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from weights import gaussian, original
 
+from lipbook import _blas
 from lipbook.normalization import spectral_normalize
 
 NAME = "parametrizations.weight.original"
@@ -91,6 +92,11 @@ def by_another_parameter(layer: nn.Module) -> None:
     layer.parametrizations.weight.original = nn.Parameter(other(layer))
 
 
+def by_swapping_equals(layer: nn.Module) -> None:
+    w = original(layer)
+    torch.utils.swap_tensors(w, nn.Parameter(w.detach().clone()))
+
+
 def by_swapping(layer: nn.Module) -> None:
     torch.utils.swap_tensors(original(layer), nn.Parameter(other(layer)))
 
@@ -116,6 +122,7 @@ WRITES: dict[str, Callable[[nn.Module], object]] = {
     "NumPy": by_numpy,
     "another parameter": by_another_parameter,
     "swap_tensors": by_swapping,
+    "swap_tensors with equal numbers": by_swapping_equals,
     "SGD": by_sgd,
     "foreach SGD": lambda layer: by_sgd(layer, foreach=True),
     "fused SGD": lambda layer: by_sgd(layer, fused=True),
@@ -160,6 +167,46 @@ def test_buffers_count_too(kind):
         norm = layer.parametrizations.weight[0]
         norm._u = norm._u.neg()
         assert_nothing_stale(layer)
+
+
+def test_steps_count_too():
+    torch.manual_seed(0)
+    layer = spectral_normalize(nn.Linear(64, 64)).eval()
+    access(layer)
+    layer.parametrizations.weight[0].n_power_iterations = 50
+    assert_nothing_stale(layer)
+
+
+def test_vectors_whose_versions_nobody_counts():
+    with torch.inference_mode():
+        layer = spectral_normalize(nn.Linear(64, 64)).double().eval()
+        before = layer.weight
+        for _ in range(20):
+            _ = layer.train().weight
+        assert layer.parametrizations.weight[0]._u.is_inference()
+        assert not torch.equal(layer.eval().weight, before)
+        assert torch.equal(layer.weight, copy.deepcopy(layer).weight)
+
+
+@pytest.mark.parametrize("kind", ["dense", "columns", "kernel", "operator"])
+def test_layers_that_were_cut(kind):
+    """An input and an output less, and vectors to match, as pruning by surgery does it."""
+    layer = fresh(kind)
+    access(layer)
+    norm, w = layer.parametrizations.weight[0], original(layer).detach()[1:, 1:].clone()
+    layer.parametrizations.weight.original = nn.Parameter(w)
+    if kind == "operator":
+        norm._u, norm._v = norm._u[:, 1:].clone(), norm._v[:, 1:].clone()
+    else:
+        norm._u = torch.ones(w.shape[norm.dim])
+        norm._v = torch.ones(w.numel() // len(norm._u))
+    assert_nothing_stale(layer)
+    for threads in (1, 2):  # by BLAS and by torch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "get_num_threads", lambda n=threads: n)
+            patch.setattr(_blas, "_SHORT", 0)
+            layer.train().weight.sum().backward()
+        assert original(layer).grad.shape == w.shape
 
 
 @pytest.mark.parametrize("with_grad", [True, False])

@@ -100,6 +100,23 @@ def test_exact_projection():
     torch.testing.assert_close(bn.weight.detach(), torch.full((3,), 2.0), rtol=1e-4, atol=0)
 
 
+def test_projection_of_the_smallest_numbers():
+    """Their norm has two digits, and its inverse is infinite."""
+    layer = nn.Linear(30, 30)
+    layer.weight.data.copy_(1e-44 * gaussian(30, 30).sign())
+    project_spectral_(layer, coefficient=2.0)
+    assert norm(layer.weight) == pytest.approx(2, rel=0.01)
+
+
+def test_a_refused_projection_changes_nothing():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    nn.init.constant_(net[1].weight, math.nan)
+    before = net[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="must be finite, got nan"):
+        project_spectral_(net)
+    assert torch.equal(net[0].weight, before)
+
+
 def test_constraint_object_in_the_trainer(lab):
     real, fake = gaussian(32, 2) + 3, gaussian(32, 2, seed=1)
     net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
@@ -377,6 +394,14 @@ def test_a_norm_that_depends_on_the_size_of_images_needs_to_know_it():
     assert normalized(net) == [1]
 
 
+def test_a_layer_that_is_used_twice_may_be_skipped_by_either_name():
+    layer = nn.Linear(4, 4)
+    for name in ("0", "2"):
+        net = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 1))
+        spectral_normalize_network(net, skip=[name])
+        assert normalized(net) == [3]
+
+
 def test_layers_that_share_a_weight_go_on_sharing_it():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
@@ -428,6 +453,8 @@ def test_no_layer_is_passed_over_in_silence_and_a_refused_network_is_as_it_was(l
     with pytest.raises(ValueError, match=message):
         spectral_normalize_network(net)
     assert net[0].weight is weight
+    assert [*net[0]._parameters] == ["weight", "bias"]
+    assert not net[0]._load_state_dict_pre_hooks
     assert not parametrize.is_parametrized(net[0])
     spectral_normalize_network(net, skip=(name for name in ["1"]))
     assert normalized(net) == [0]
@@ -532,6 +559,12 @@ def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
             {"norm": "operator", "input_size": 4},
             TypeError,
             "a dense layer or a convolution, got ConvTranspose2d",
+        ),
+        (
+            type("Other", (nn.Conv2d,), {"_conv_forward": lambda *_: None})(1, 1, 3),
+            {"norm": "operator", "input_size": 4},
+            TypeError,
+            "a dense layer or a convolution, got Other",
         ),
         (
             nn.BatchNorm1d(3, track_running_stats=False),

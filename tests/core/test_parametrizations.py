@@ -257,6 +257,36 @@ def test_weights_that_count_as_zero_are_left_alone(options):
     torch.testing.assert_close(original(layer).grad, g, rtol=0, atol=0)
 
 
+TINY = {
+    "matrix": (lambda: nn.Linear(3, 3, bias=False), {}),
+    "operator": (lambda: nn.Conv1d(3, 3, 1), {"norm": "operator", "input_size": 2}),
+    "vector": (lambda: nn.LayerNorm(3), {}),
+}
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3, 0.1])
+@pytest.mark.parametrize("kind", TINY)
+def test_eps_is_a_threshold_and_no_part_of_the_norm(eps, kind):
+    """By every route, in both gradients: it was part of σ, and weights up to 2 eps counted as 0."""
+    make, options = TINY[kind]
+    close = partial(torch.testing.assert_close, rtol=1e-7, atol=0)
+    for ratio in (0.5, 1.1, 1.5, 1.9, 3.0):
+        layer, weight = make().double(), torch.tensor([1.0, 0.1, 0.05]).double()
+        weight = weight / weight.norm() if kind == "vector" else weight.diag()
+        weight = weight.view(layer.weight.shape)  # of norm 1
+        layer.weight.data.copy_(ratio * eps * weight)
+        spectral_normalize(layer, eps=eps, n_power_iterations=50, **options)
+        w, g = original(layer), gaussian(*weight.shape)
+        expected = weight if ratio > 1 else w.detach()
+        for mode in (True, False):
+            normalized = layer.train(mode).weight
+            close(normalized.detach(), expected)
+            (once,) = torch.autograd.grad(normalized, w, g, retain_graph=True)
+            (again,) = torch.autograd.grad(normalized, w, g, create_graph=True)
+            close(once, again.detach(), atol=1e-7 * once.abs().max().item())
+        close(vmap(layer.parametrizations.weight[0])(w.detach()[None])[0], expected)
+
+
 def test_many_gradients_at_once():
     layer = linear(gaussian(4, 3))
     weight, outer = layer.weight, gaussian(5, 4, 3, seed=1)
@@ -265,6 +295,27 @@ def test_many_gradients_at_once():
     ]
     (together,) = torch.autograd.grad(weight, original(layer), outer, is_grads_batched=True)
     torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+def test_a_weight_that_was_laid_out_anew_before_the_backward_pass():
+    """Its version stays the same, and its memory has another order: ⟨gradient, W⟩ was 23."""
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = spectral_normalize(nn.Conv2d(4, 5, 3))
+        weight = layer.weight
+        layer.to(memory_format=memory_format)
+        weight.backward(torch.arange(180.0).view(5, 4, 3, 3))
+        gradients.append(original(layer).grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_gradient_that_is_zero_and_has_no_memory():
+    """As sgn's is, of which the second derivative of an absolute value is made."""
+    layer = linear(gaussian(4, 3))
+    (slope,) = torch.autograd.grad(layer.weight.sum().abs(), original(layer), create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.square().sum(), original(layer))
+    assert curvature.isfinite().all()
 
 
 def test_a_gradient_whose_memory_is_its_negative():
@@ -543,6 +594,32 @@ def test_operator_norm(options):
     assert gradcheck(along, small, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, groups=2),
+        nn.Conv2d(2, 3, (3, 2), padding=(1, 0), dilation=2),
+        nn.Conv2d(2, 3, (4, 3), padding="same"),
+        nn.Conv2d(2, 3, (4, 3), padding="same", padding_mode="reflect"),
+        nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="replicate"),
+        nn.Conv3d(2, 3, 3, padding=2, padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_adjoint_convolution_and_gradient_of_the_kernel(layer, dtype):
+    """``⟨u, W v⟩`` has to come out of either, with groups, strides and every kind of padding."""
+    torch.manual_seed(0)
+    layer = spectral_normalize(copy.deepcopy(layer).to(dtype), norm="operator", input_size=5)
+    normalize, w = layer.parametrizations.weight[0], original(layer).detach()
+    u, v = map(torch.randn_like, vectors(layer))
+    product = (u.conj() * normalize.product(w, v, torch.zeros_like(u))).sum()
+    back = normalize.adjoint(w, u, torch.zeros_like(v))
+    left, right = normalize.derivative(w, u, v)
+    torch.testing.assert_close((back.conj() * v).sum(), product)
+    torch.testing.assert_close((left * right.conj() * w).sum(), product)
+
+
 @pytest.mark.parametrize("axes", [1, 3])
 def test_operator_norm_of_other_dimensions(axes):
     layer = (nn.Conv1d, nn.Conv3d)[axes // 3](1, 2, 3, padding=1, dtype=torch.float64)
@@ -601,6 +678,12 @@ def test_batch_norm(seed):
     assert stretched.amax().item() == pytest.approx(2)
     weight = original(layer).detach().requires_grad_()
     assert gradcheck(layer.parametrizations.weight[0], weight)
+
+
+def test_statistics_go_where_a_replica_of_the_weight_is():
+    """As DataParallel has it: on another device than the layer that has the statistics."""
+    layer = spectral_normalize(nn.BatchNorm1d(3)).eval()
+    assert layer.parametrizations.weight[0](torch.ones(3, device="meta")).is_meta
 
 
 def test_other_vectors_are_rows():
