@@ -43,6 +43,8 @@ _LETTERS = {
     "answered": "A",
     "not tested": "–",
 }
+#: How a kind of evidence is called in a sentence, where its name alone does not explain it.
+_IN_WORDS = {"published": "taken from a publication"}
 #: Where a card has the code of its check, which `folds` moves there.
 CODE = "<!-- the code of the check -->"
 #: From how many words on only the first sentence of a finding stands in the open.
@@ -204,7 +206,7 @@ def planned(criterion: Criterion) -> str:
 
 def evidence_sentence(counts: dict[str, int], early: int) -> str:
     """Return how many criteria there are of each kind, and how many stood before a measurement."""
-    parts = [f"{n} {kind}" for kind, n in counts.items() if n]
+    parts = [f"{n} {_IN_WORDS.get(kind, kind)}" for kind, n in counts.items() if n]
     listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
     return (
         f"The verdicts rest on {sum(counts.values())} criteria: {listed}. A proof or a"

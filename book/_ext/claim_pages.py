@@ -114,10 +114,10 @@ class ClaimsDirective(SphinxDirective):
 
 
 class Map(ClaimsDirective):
-    """Every claim as a cell, by chapter, and what the letters mean."""
+    """What the letters mean, and every claim as a cell, by chapter."""
 
     def html(self) -> str:
-        """Return a row a chapter, and the legend with its counts."""
+        """Return the legend with its counts, and a row a chapter."""
         rows = []
         for name in sorted({entry.chapter for entry in self.results.claims}):
             entries = [entry for entry in self.results.claims if entry.chapter == name]
@@ -125,7 +125,7 @@ class Map(ClaimsDirective):
             rows.append(title + claim_html.cells(entries))
         count = self.results.count()
         legend = claim_html.legend({word: count[word] for word in VERDICTS})
-        return f'<div class="claim-map">{"".join(rows)}</div>{legend}'
+        return f'{legend}<div class="claim-map">{"".join(rows)}</div>'
 
 
 class Evidence(ClaimsDirective):
@@ -392,7 +392,8 @@ def _heading(entry: Entry) -> str:
 def _title(book: Path, chapter: str) -> str:
     """Return a chapter's number and its first heading."""
     heading = "".join(_cells(book, chapter)[0]["source"]).partition("\n")[0]
-    return f"{int(chapter[:2])} · {heading.lstrip('# ')}"
+    number = chapter.partition("_")[0].lstrip("0")
+    return f"{number} · {heading.lstrip('# ').removeprefix(f'{number}. ')}"
 
 
 @functools.cache

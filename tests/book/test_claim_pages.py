@@ -151,11 +151,25 @@ def test_a_review_rates_what_can_be_rated(verdict):
 
 
 def test_the_sentence_about_evidence_counts():
-    sentence = claim_html.evidence_sentence({"proved": 1, "computed": 0, "measured": 3}, 1)
-    assert sentence.startswith("The verdicts rest on 4 criteria: 1 proved and 3 measured.")
+    kinds = {"proved": 1, "computed": 0, "measured": 3, "published": 1}
+    sentence = claim_html.evidence_sentence(kinds, 1)
+    assert sentence.startswith(
+        "The verdicts rest on 5 criteria: 1 proved, 3 measured and 1 taken from a publication."
+    )
     assert (
         "Of the measured ones, 1 were written down before the measurement and 2 after" in sentence
     )
+
+
+@pytest.mark.parametrize(
+    ("chapter", "title"),
+    [
+        ("01_lipschitz_constraint", "1 · The Lipschitz constraint"),
+        ("06a_inside_or_after", "6a · Inside or after the step"),
+    ],
+)
+def test_the_map_names_a_chapter_and_an_appendix_by_number(chapter, title):
+    assert claim_pages._title(BOOK, chapter) == title
 
 
 def test_a_table_of_criteria_has_no_inequality_that_does_not_hold():
