@@ -48,6 +48,10 @@ def evaluation_mode(f: Callable[[Tensor], Tensor]) -> Iterator[None]:
     >>> dropout.training
     True
     """
+    if isinstance(f, nn.Module) and not all(hasattr(m, "training") for m in f.modules()):
+        raise TypeError(
+            "a frozen script has no mode to switch; give the module that it was made of"
+        )
     modes = {m: m.training for m in f.modules()} if isinstance(f, nn.Module) else {}
     for module in modes:
         module.training = False

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from lipbook._checks import check_positive
+from lipbook._checks import check_module, check_positive
 from lipbook._layers import frozen_copy, whole_shape
 from lipbook._rules import UncertifiedError
 from lipbook._walk import Step, checked_constants, follow
@@ -115,6 +115,7 @@ def lipschitz_certificate(
     given = checked_constants(module.named_modules(), constants or {})
     if method not in ("eclipse", "lipsdp"):
         raise ValueError(f"method must be 'eclipse' or 'lipsdp', got {method!r}")
+    check_module(module, "module")
     value, steps = follow(module, shape, radius=radius, constants=given)
     if method == "lipsdp":
         from lipbook._lipsdp import lipsdp  # cvxpy is no dependency of the package

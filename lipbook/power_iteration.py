@@ -25,11 +25,10 @@ from lipbook._checks import (
     check_count,
     check_positive,
     check_tensor,
-    is_dense,
     is_transformed,
-    not_dense,
     untransformable,
     wrong_type,
+    unusable,
 )
 from lipbook.matrix_norms import induced_norm, split_scale
 
@@ -443,8 +442,8 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     check_positive(rtol, "rtol")
     if method not in ("auto", "gram", "lanczos", "svd"):
         raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
-    if not is_dense(matrix):
-        raise not_dense("matrix")
+    if error := unusable(matrix, "matrix"):
+        raise error
     if method == "svd":
         return induced_norm(matrix, 2)
     if is_transformed(matrix):
