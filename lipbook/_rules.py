@@ -386,9 +386,10 @@ def _elementwise(slopes: Callable[..., tuple[float, float]], *options: str, risi
         if (repeats := _repeats(call, "self", *tensors)) > 1:  # by a limit of clamp, say
             result = Move(times(result.bound, repeats))
         if rising:
+            # One after the other: limits of clamp may have axes of their own.
             axes = [1] * call.arguments["self"].ndim
-            ends = torch.tensor([move.low, move.high], dtype=torch.float64).view(2, *axes)
-            low, high = _results(call.run(self=ends))[0]
+            ends = (torch.full(axes, end, dtype=torch.float64) for end in (move.low, move.high))
+            low, high = (_results(call.run(self=end))[0] for end in ends)
             result = result._replace(low=float(low.min()), high=float(high.max()))
         return result
 
