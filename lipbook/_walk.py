@@ -339,8 +339,8 @@ class _Escapes(TorchFunctionMode):
         arrays = name in _FROM_DATA and any(isinstance(g, np.ndarray) for g in tree_leaves(given))
         self.walk.looking += not arrays  # which may hold what NumPy made of values that move
         try:
-            if func is functional.normalize and not self.walk.paused:
-                return self._normalized(func, args, kwargs or {})
+            if func in _KNOWN and not self.walk.paused:
+                return self._known(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
         finally:
             self.walk.looking -= not arrays
@@ -353,14 +353,16 @@ class _Escapes(TorchFunctionMode):
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
 
-    def _normalized(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Follow ``x / max(‖x‖, eps)`` as a whole: steepest near 0, where it is ``x / eps``."""
+    def _known(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Follow a function as a whole if its slopes say more than its operations do."""
         given = inspect.signature(func).bind(*args, **kwargs)
         given.apply_defaults()
-        x, p, _, eps, _ = given.args
-        if p != 2 or not eps > 0 or self.walk.move(x) is None:
+        x, *options = given.args
+        alone = not any(self.walk.move(one) for one in options) and self.walk.move(x)
+        slopes = self.walk.elsewhere(_KNOWN[func], x, *options) if alone else None
+        if slopes is None:
             return func(*args, **kwargs)
-        return _as_a_whole(self.walk, "normalize", func, (1 / eps, -math.inf), args, kwargs)
+        return _as_a_whole(self.walk, func.__name__, func, slopes, args, kwargs)
 
 
 def follow(
@@ -549,20 +551,38 @@ def _on_copies(
 
 def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
     """Steepest and flattest slope of a layer, where they say more than its operations do."""
-    if is_plain(module, nn.Softsign, nn.Tanhshrink):
-        return lambda _: (1.0, 0.0)
-    if is_plain(module, nn.RReLU):
-        slope = (module.lower + module.upper) / 2
-        return lambda _: (max(1.0, abs(slope)), min(1.0, slope))
-    if is_plain(module, nn.RMSNorm):
-        peak = 1.0 if module.weight is None else float(module.weight.abs().max())
-        return _given(peak / math.sqrt(module.eps))
     if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
         return lambda x: (_copies(module, x), -math.inf)
     if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
         axes = len(module.kernel_size)  # of the image, which may come without a batch
         return lambda x: (layer_norm(module, x.shape[-axes:]), -math.inf)
     return None
+
+
+def _normalize(x: Tensor, p: float, dim: Any, eps: float, *_: Any) -> tuple[float, float] | None:
+    """``x / max(‖x‖, eps)`` is steepest where the norm is eps; for p = 2 it is x / eps there."""
+    length = math.prod(x.shape[axis] for axis in np.atleast_1d(dim))
+    factor = 1 if p == 2 else 1 + length ** abs(1 / 2 - 1 / max(p, 1))
+    return (factor / eps, -math.inf) if p >= 1 and eps > 0 else None
+
+
+def _rms_norm(_x: Tensor, _: Any, weight: Tensor | None, eps: float | None) -> Any:
+    peak = 1.0 if weight is None else float(weight.abs().max())
+    return (peak / math.sqrt(eps), -math.inf) if eps else None
+
+
+def _rrelu(_: Tensor, lower: float, upper: float, training: bool, _inplace: bool) -> Any:
+    slope = (lower + upper) / 2
+    return None if training else (max(1.0, abs(slope)), min(1.0, slope))
+
+
+# By their arguments; None where their operations have to be followed.
+_KNOWN: dict[Any, Callable[..., tuple[float, float] | None]] = {
+    functional.normalize: _normalize,
+    functional.rms_norm: _rms_norm,
+    functional.rrelu: _rrelu,
+    **dict.fromkeys((functional.softsign, functional.tanhshrink), lambda _: (1.0, 0.0)),
+}
 
 
 def _copies(module: Any, x: Tensor) -> float:
