@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 
@@ -57,10 +57,7 @@ def check_tensor(
     if not is_dense(tensor):
         raise not_dense(name)
     if not tensor.is_floating_point() or tensor.itemsize == 1:  # torch hardly computes in float8
-        raise TypeError(
-            f"{name} must have a real floating-point dtype, got {tensor.dtype}; "
-            f"{name}.to(torch.float32) converts it"
-        )
+        raise _wrong_dtype(tensor, name)
     shape = tuple(tensor.shape)
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} axes, got shape {shape}")
@@ -96,6 +93,24 @@ def is_dense(tensor: object) -> bool:
     """Whether a tensor is neither sparse, blocked nor nested; true of what is not a tensor."""
     return not isinstance(tensor, Tensor) or (
         tensor.layout is torch.strided and not tensor.is_nested
+    )
+
+
+def unusable(tensor: object, name: str) -> TypeError | None:
+    """Return the refusal of a tensor that has no numbers that torch computes with, if it is one."""
+    if not isinstance(tensor, Tensor):
+        return None
+    if not is_dense(tensor):
+        return not_dense(name)
+    if tensor.is_meta:
+        return TypeError(f"{name} must hold numbers, got a meta tensor; make it on another device")
+    return _wrong_dtype(tensor, name) if tensor.itemsize == 1 else None
+
+
+def _wrong_dtype(tensor: Tensor, name: str) -> TypeError:
+    return TypeError(
+        f"{name} must have a real floating-point dtype, got {tensor.dtype}; "
+        f"{name}.to(torch.float32) converts it"
     )
 
 
@@ -139,6 +154,12 @@ def untransformable(name: str, instead: str) -> RuntimeError:
 def wrong_type(value: object, name: str, wanted: str) -> TypeError:
     """Return the error to raise, in the one form that all of them have."""
     return TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+
+
+def check_module(module: object, name: str) -> None:
+    """Refuse what is no module, a function perhaps."""
+    if not isinstance(module, nn.Module):
+        raise wrong_type(module, name, "an nn.Module, whose forward may call a function")
 
 
 def check_positive(value: float, name: str) -> float:

@@ -22,6 +22,8 @@ ACTIVATIONS = (
     *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid),
     *(nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
 )
+# The methods that a call goes through; nn.Sequential iterates over itself.
+_WAY = ("__call__", "_call_impl", "forward", "_conv_forward", "__iter__")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -46,6 +48,10 @@ def evaluation_mode(f: Callable[[Tensor], Tensor]) -> Iterator[None]:
     >>> dropout.training
     True
     """
+    if isinstance(f, nn.Module) and not all(hasattr(m, "training") for m in f.modules()):
+        raise TypeError(
+            "a frozen script has no mode to switch; give the module that it was made of"
+        )
     modes = {m: m.training for m in f.modules()} if isinstance(f, nn.Module) else {}
     for module in modes:
         module.training = False
@@ -108,14 +114,15 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     >>> is_plain(layer, nn.ReLU)
     False
     """
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    everywhere = nn.modules.module
+    hooks = (
+        *(module._forward_hooks, everywhere._global_forward_hooks),
+        *(module._forward_pre_hooks, everywhere._global_forward_pre_hooks),
+    )
     kind = next((kind for kind in kinds if isinstance(module, kind)), None)
-    return kind is not None and not hooked and _way(type(module)) == _way(kind)
-
-
-def _way(kind: type[nn.Module]) -> list[Any]:
-    """Return the methods that a call goes through."""
-    return [getattr(kind, name, None) for name in ("__call__", "forward", "_conv_forward")]
+    if kind is None or any(hooks) or not vars(module).keys().isdisjoint(_WAY):
+        return False
+    return all(getattr(type(module), way, None) == getattr(kind, way, None) for way in _WAY)
 
 
 def layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

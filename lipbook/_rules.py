@@ -293,12 +293,36 @@ def _divided(call: Call) -> Move:
     return Move(bound, -a.peak / least, a.peak / least)
 
 
+def _mixed(call: Call) -> Move:
+    if isinstance(share := call.arguments["weight"], Tensor):
+        raise UncertifiedError("its weight is a tensor")
+    bound = times(abs(1 - share) * _repeats(call, "self", "end"), call.move("self").bound)
+    return Move(bound + times(abs(share) * _repeats(call, "end", "self"), call.move("end").bound))
+
+
+def _of_difference(call: Call) -> Move:
+    """Losses of each entry, which grow by at most `delta`, or 1, with the difference."""
+    if call.arguments["reduction"] != 0:
+        raise UncertifiedError("it takes the batch together; with reduction='none' it does not")
+    difference = _added(-1, "self", "target")(call)
+    return Move(times(call.arguments.get("delta", 1.0), difference.bound), low=0.0)
+
+
+def _sampled(call: Call) -> Any:
+    if call.arguments["interpolation_mode"] == 2:
+        raise UncertifiedError("bicubic weights have both signs")
+    return _of_parts("input")(call)
+
+
 def _extreme(call: Call) -> Move:
+    """Functions of two entries whose gradient is no longer than 1."""
     a, b = call.move("self"), call.move("other")
     bound = math.hypot(
         times(a.bound, _repeats(call, "self", "other")),
         times(b.bound, _repeats(call, "other", "self")),
     )
+    if call.name not in ("maximum", "minimum", "fmax", "fmin"):
+        return Move(bound)
     pick = max if "max" in call.name else min
     return Move(bound, pick(a.low, b.low), pick(a.high, b.high))
 
@@ -386,9 +410,10 @@ def _elementwise(slopes: Callable[..., tuple[float, float]], *options: str, risi
         if (repeats := _repeats(call, "self", *tensors)) > 1:  # by a limit of clamp, say
             result = Move(times(result.bound, repeats))
         if rising:
+            # One after the other: limits of clamp may have axes of their own.
             axes = [1] * call.arguments["self"].ndim
-            ends = torch.tensor([move.low, move.high], dtype=torch.float64).view(2, *axes)
-            low, high = _results(call.run(self=ends))[0]
+            ends = (torch.full(axes, end, dtype=torch.float64) for end in (move.low, move.high))
+            low, high = (_results(call.run(self=end))[0] for end in ends)
             result = result._replace(low=float(low.min()), high=float(high.max()))
         return result
 
@@ -446,7 +471,7 @@ def _power(low: float, high: float, exponent: float | Tensor) -> tuple[float, fl
 
 def _positive(low: float, high: float, slope: Callable[[float], float]) -> float:  # noqa: ARG001
     if low <= 0:
-        raise UncertifiedError("its slope is unbounded near 0, where its argument may come")
+        raise UncertifiedError("its slope is unbounded at an end that its argument may reach")
     return _grown(lambda: slope(low))
 
 
@@ -462,12 +487,14 @@ def _curved(steepest: Callable[[float, float], float]) -> Rule:
     return _elementwise(lambda low, high: (steepest(low, high), -INF), rising=False)
 
 
-def _exponential(low: float, high: float) -> tuple[float, float]:  # noqa: ARG001
-    return _grown(lambda: math.exp(high)), 0.0
+def _exponential(base: float) -> Callable[[float, float], tuple[float, float]]:
+    rate = math.log(base)
+    return lambda _, high: (_grown(lambda: rate * math.exp(rate * high)), 0.0)
 
 
-def _logarithm(low: float, high: float) -> tuple[float, float]:
-    return _positive(low, high, lambda x: 1 / x), 0.0
+def _logarithm(base: float, shift: float = 0.0) -> Callable[[float, float], tuple[float, float]]:
+    rate = math.log(base)
+    return lambda low, high: (_positive(shift + low, high, lambda x: 1 / (rate * x)), 0.0)
 
 
 def _square_root(low: float, high: float) -> tuple[float, float]:
@@ -662,13 +689,14 @@ _table(
     "channel_shuffle tril triu im2col col2im constant_pad_nd "
     "reflection_pad1d reflection_pad2d reflection_pad3d "
     "replication_pad1d replication_pad2d replication_pad3d "
-    "sum mean cumsum trace diag_embed",
+    "sum nansum mean cumsum trace diag_embed narrow_copy",
 )
 for _axes in (1, 2, 3):
     _kinds = ("upsample_nearest", "_upsample_nearest_exact", "avg_pool", "adaptive_avg_pool")
     _table(_along_axes(_axes), " ".join(f"{kind}{_axes}d" for kind in _kinds))
 _table(_along_axes(1), "upsample_linear1d")
 _table(_along_axes(2), "_adaptive_avg_pool2d upsample_bilinear2d upsample_bicubic2d")
+_table(_along_axes(2), "_upsample_bilinear2d_aa _upsample_bicubic2d_aa")
 _table(_along_axes(3), "_adaptive_avg_pool3d upsample_trilinear3d")
 _table(_of_parts("tensors"), "cat stack")
 _table(
@@ -684,7 +712,10 @@ _table(_added(-1, "other", "self"), "rsub")
 _table(_negated, "neg")
 _table(_multiplied, "mul")
 _table(_divided, "div")
-_table(_extreme, "maximum minimum fmax fmin")
+_table(_mixed, "lerp")
+_table(_extreme, "maximum minimum fmax fmin hypot logaddexp logaddexp2")
+_table(_of_difference, "huber_loss smooth_l1_loss")
+_table(_sampled, "grid_sampler_2d grid_sampler_3d")
 _table(_matrix_product("self", "mat2"), "mm bmm")
 _table(_matrix_product("mat1", "mat2", "self"), "addmm")
 _table(_matrix_product("batch1", "batch2", "self"), "baddbmm")
@@ -700,13 +731,18 @@ _table(_fixed(1.5, -1.5, rising=False), "hardswish")
 _table(_fixed(1.0998394, -1.0, rising=False), "silu")
 _table(_fixed(1.0884982, -1.0, rising=False), "mish")
 _table(_fixed(2 / math.sqrt(math.pi)), "erf")
+_table(_fixed(2 / math.sqrt(math.pi), -INF, rising=False), "erfc")
 _table(_elementwise(_leaky, "negative_slope", rising=False), "leaky_relu")
 _table(_elementwise(_elu, "alpha", "scale", "input_scale", rising=False), "elu")
 _table(_elementwise(_celu, "alpha", rising=False), "celu")
 _table(_elementwise(_softplus, "beta", "threshold", rising=True), "softplus")
 _table(_elementwise(_threshold, "threshold", "value", rising=True), "threshold")
-_table(_elementwise(_exponential, rising=True), "exp expm1")
-_table(_elementwise(_logarithm, rising=True), "log")
+_table(_elementwise(_exponential(math.e), rising=True), "exp expm1")
+_table(_elementwise(_exponential(2.0), rising=True), "exp2")
+_table(_elementwise(_logarithm(math.e), rising=True), "log")
+_table(_elementwise(_logarithm(2.0), rising=True), "log2")
+_table(_elementwise(_logarithm(10.0), rising=True), "log10")
+_table(_elementwise(_logarithm(math.e, 1.0), rising=True), "log1p")
 _table(_elementwise(_square_root, rising=True), "sqrt")
 _table(_curved(lambda low, high: _positive(low, high, lambda x: 0.5 * x**-1.5)), "rsqrt")
 _table(_curved(lambda low, high: _positive(max(low, -high), INF, lambda x: x**-2)), "reciprocal")

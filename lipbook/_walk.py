@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,11 +47,16 @@ _VALUES = {
 _ESCAPES = {
     *("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__deepcopy__", "__reduce_ex__"),
     *("untyped_storage", "storage", "_typed_storage", "__set__", "share_memory_"),
-    *("apply_", "map_", "map2_"),
+    *("apply_", "map_", "map2_", "__repr__"),
 }
 _INERT = bool | int | float | complex | str | None  # what holds no tensor
 # Functions that take the numbers out of tensors in a list.
-_FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
+_FROM_DATA = {"tensor", "as_tensor", "asarray", "new_tensor", "new"}
+_FROM_LISTS = {*_FROM_DATA, "__getitem__", "__setitem__"}
+_UNSEEN = (
+    "it takes a tensor that was made where torch does not show how, by NumPy, a thread or "
+    "torch.Tensor([...]); make it before, as a buffer, or by torch.tensor"
+)
 
 
 _INSIDE = Move(math.inf, jumps="it was made or changed by a module that counts as a whole")
@@ -88,15 +94,28 @@ class _Memory:
         return all(w.stop <= cells.start or cells.stop <= w.start for w in self.writes[since:])
 
 
-class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Carries a `Move` along with each tensor that depends on the input."""
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Holds all tensors that operations take and return: what a later run finds ready-made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held: list[Tensor] = []  # so that no number of a tensor or storage is used twice
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # to wrap the mode for torch.compile would import the compiler, for seconds
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.held += _dense((args, kwargs, result))
+        return result
+
+
+class Walk(_Seen):
+    """Carries a `Move` along with each tensor that depends on the input."""
+
     def __init__(self, radius: float, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.radius = radius
         self.least = min(dtype.itemsize, 4)  # bytes of a number that is not rounded much
         self.steps: list[Step] = []
@@ -105,8 +124,10 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.thread = threading.get_ident()
         self._memories: dict[int, _Memory] = {}
         self._moves: dict[int, tuple[int, Move]] = {}
-        self._alive: list[Tensor] = []  # so that no number of a tensor or storage is used twice
         self.refusal = ""
+        self.looking = 0  # inside a function of torch that `_Escapes` has let pass
+        self._seen: set[int] = set()  # storages of constants
+        self._blank: set[int] = set()  # that no operation wrote to: TorchScript may
         self._worker = ThreadPoolExecutor(1)
 
     def __exit__(self, *error: Any) -> None:
@@ -137,11 +158,11 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         """Say how a tensor moves, after it was made or written, into a constant perhaps."""
         memory = self._memories.setdefault(_storage(tensor), _Memory(constant=over_constant))
-        self._alive.append(tensor)
+        self.held.append(tensor)
         if write or memory.move is None:
             with torch._C.DisableTorchFunction():
                 size = tensor.untyped_storage().nbytes()
-            whole = tensor.numel() * tensor.element_size() == size
+            whole = tensor.numel() * tensor.element_size() == size and _multiplicity(tensor) == 1
             before = memory.move
             if whole:
                 memory.move = move
@@ -165,23 +186,22 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
         arguments.update(kwargs)
         written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-        inputs = {
-            a.name: arguments[a.name]
-            for a in schema.arguments
-            if not a.is_out and a.name in arguments
-        }
+        outs = {a.name for a in schema.arguments if a.is_out}
+        inputs = {key: value for key, value in arguments.items() if key not in outs}
         name = schema.name.removeprefix("aten::")  # another library's add may be no sum
         with self.refusing(name):
+            _check_writes(_dense([arguments[w] for w in written]), _dense(inputs))
+            aside = {
+                a.name for a in schema.arguments if a.alias_info
+            }  # written or viewed, not read
+            for key, value in arguments.items():
+                self.check_seen(name, _dense(value), blank=key in aside or name in _SHAPES_ONLY)
             moves = {k: m for k, v in inputs.items() if (m := self._found(v)) is not None}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            with self.refusing(name):
+            if torch.Tag.nondeterministic_seeded in func.tags:
                 raise UncertifiedError("it draws random numbers")
         if not moves or name in _SHAPES_ONLY:
             result = func(*args, **kwargs)
-            for name in written:  # a constant, but over what moved
-                for tensor in tree_leaves(arguments[name]):
-                    if isinstance(tensor, Tensor) and _storage(tensor) in self._memories:
-                        self.put(tensor, Move(0.0), write=True)
+            self._record_constants(name, result, _dense([arguments[w] for w in written]))
             return result
         with self.refusing(name):
             if written and not all(r.alias_info for r in schema.returns):
@@ -191,6 +211,22 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [arguments[w] for w in written] if written else [result]
         self._record(name, tree_leaves(outputs), found, write=bool(written))
         return result
+
+    def see(self, tensors: Iterable[Tensor]) -> None:
+        """Know constants from now on; held, so that none made unseen lies in their memory."""
+        for tensor in tensors:
+            self.held.append(tensor)
+            self._seen.add(_storage(tensor))
+
+    def check_seen(self, name: str, tensors: Iterable[Tensor], *, blank: bool) -> None:
+        """Refuse what no operation made since the walk began, from values that move perhaps."""
+        known = (self._memories, self._seen, self._blank if blank else ())
+        for tensor in tensors:
+            if tensor.numel() == 0 or any(_storage(tensor) in places for places in known):
+                continue
+            if not (name.startswith("lift") and self.looking):
+                raise UncertifiedError(_UNSEEN)
+            self.see([tensor])
 
     def _inside(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Run a part of a module that counts as a whole: what it makes is nobody else's."""
@@ -234,6 +270,16 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
             more = " on this ball too" if bounded else ": where inputs are bounded, pass radius="
             raise UncertifiedError(f"it may grow without limit{more}")
         return found
+
+    def _record_constants(self, name: str, result: Any, written: Iterable[Tensor]) -> None:
+        if "empty" in name:
+            self._blank.add(_storage(result))
+            self.held.append(result)
+        self.see(tensor for tensor in _dense(result) if _storage(tensor) not in self._blank)
+        for tensor in written:
+            self.see([tensor])
+            if _storage(tensor) in self._memories:  # a constant, but over what moved
+                self.put(tensor, Move(0.0), write=True)
 
     def _record(self, name: str, outputs: list[Any], found: list[Move], *, write: bool) -> None:
         tensors = [t for t in outputs if isinstance(t, Tensor)]
@@ -287,27 +333,36 @@ class _Escapes(TorchFunctionMode):
         self.walk = walk
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.normalize and not self.walk.paused:
-            return self._normalized(func, args, kwargs or {})
-        name = getattr(func, "__name__", "")
-        taken = args if name in _ESCAPES else ()
+        name, given = getattr(func, "__name__", ""), (*args, *(kwargs or {}).values())
+        if not self.walk.paused:
+            self._check(name, given)
+        arrays = name in _FROM_DATA and any(isinstance(g, np.ndarray) for g in tree_leaves(given))
+        self.walk.looking += not arrays  # which may hold what NumPy made of values that move
+        try:
+            if func in _KNOWN and not self.walk.paused:
+                return self._known(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.walk.looking -= not arrays
+
+    def _check(self, name: str, given: Sequence[Any]) -> None:
+        taken = given if name in _ESCAPES else ()
         if name in _FROM_LISTS:
-            given = (*args, *(kwargs or {}).values())
             taken = tree_leaves([one for one in given if isinstance(one, list | tuple)])
-        moves = any(self.walk.move(one) is not None for one in taken)
-        if moves and not self.walk.paused:
+        if any(self.walk.move(one) is not None for one in taken):
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
-        return func(*args, **(kwargs or {}))
 
-    def _normalized(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Follow ``x / max(‖x‖, eps)`` as a whole: steepest near 0, where it is ``x / eps``."""
+    def _known(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Follow a function as a whole if its slopes say more than its operations do."""
         given = inspect.signature(func).bind(*args, **kwargs)
         given.apply_defaults()
-        x, p, _, eps, _ = given.args
-        if p != 2 or not eps > 0 or self.walk.move(x) is None:
+        x, *options = given.args
+        alone = not any(self.walk.move(one) for one in options) and self.walk.move(x)
+        slopes = self.walk.elsewhere(_KNOWN[func], x, *options) if alone else None
+        if slopes is None:
             return func(*args, **kwargs)
-        return _as_a_whole(self.walk, "normalize", func, (1 / eps, -math.inf), args, kwargs)
+        return _as_a_whole(self.walk, func.__name__, func, slopes, args, kwargs)
 
 
 def follow(
@@ -323,7 +378,8 @@ def follow(
     with torch.inference_mode(False), torch.no_grad():
         used, network, dtype = _runnable(module, shape)
         sample = _Sample(used, network, shape, dtype, radius)
-        move, steps = _walk_through(network, shape, dtype, radius, constants or {})
+        seen = chain(sample.seen.held, network.parameters(), network.buffers())
+        move, steps = _walk_through(network, shape, dtype, radius, constants or {}, seen)
         if move.jumps:
             raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
         if not constants:
@@ -356,6 +412,7 @@ def _walk_through(
     dtype: torch.dtype,
     radius: float,
     constants: Mapping[str | type[nn.Module], float],
+    seen: Iterable[Tensor],
 ) -> tuple[Move, list[Step]]:
     walk = Walk(radius, dtype)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
@@ -372,8 +429,11 @@ def _walk_through(
     y: Any = None
     try:
         with _plain_kernels(), _Escapes(walk), walk:
+            walk.see([x, *_dense(list(seen))])
             walk.put(x, walk.near(x, Move(1.0)))
             y = network(x.clone())
+            with walk.refusing("return"):
+                walk.check_seen("return", _dense(y), blank=False)
     except Exception as error:
         if not walk.refusal:
             text = f"module cannot be followed: {error or type(error).__name__}; {_WAY_OUT}"
@@ -491,19 +551,38 @@ def _on_copies(
 
 def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
     """Steepest and flattest slope of a layer, where they say more than its operations do."""
-    if is_plain(module, nn.Softsign, nn.Tanhshrink):
-        return lambda _: (1.0, 0.0)
-    if is_plain(module, nn.RReLU):
-        slope = (module.lower + module.upper) / 2
-        return lambda _: (max(1.0, abs(slope)), min(1.0, slope))
-    if is_plain(module, nn.RMSNorm):
-        peak = 1.0 if module.weight is None else float(module.weight.abs().max())
-        return _given(peak / math.sqrt(module.eps))
     if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
         return lambda x: (_copies(module, x), -math.inf)
     if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
-        return lambda x: (layer_norm(module, x.shape[2:]), -math.inf)
+        axes = len(module.kernel_size)  # of the image, which may come without a batch
+        return lambda x: (layer_norm(module, x.shape[-axes:]), -math.inf)
     return None
+
+
+def _normalize(x: Tensor, p: float, dim: Any, eps: float, *_: Any) -> tuple[float, float] | None:
+    """``x / max(‖x‖, eps)`` is steepest where the norm is eps; for p = 2 it is x / eps there."""
+    length = math.prod(x.shape[axis] for axis in np.atleast_1d(dim))
+    factor = 1 if p == 2 else 1 + length ** abs(1 / 2 - 1 / max(p, 1))
+    return (factor / eps, -math.inf) if p >= 1 and eps > 0 else None
+
+
+def _rms_norm(_x: Tensor, _: Any, weight: Tensor | None, eps: float | None) -> Any:
+    peak = 1.0 if weight is None else float(weight.abs().max())
+    return (peak / math.sqrt(eps), -math.inf) if eps else None
+
+
+def _rrelu(_: Tensor, lower: float, upper: float, training: bool, _inplace: bool) -> Any:
+    slope = (lower + upper) / 2
+    return None if training else (max(1.0, abs(slope)), min(1.0, slope))
+
+
+# By their arguments; None where their operations have to be followed.
+_KNOWN: dict[Any, Callable[..., tuple[float, float] | None]] = {
+    functional.normalize: _normalize,
+    functional.rms_norm: _rms_norm,
+    functional.rrelu: _rrelu,
+    **dict.fromkeys((functional.softsign, functional.tanhshrink), lambda _: (1.0, 0.0)),
+}
 
 
 def _copies(module: Any, x: Tensor) -> float:
@@ -539,9 +618,24 @@ def _multiplicity(tensor: Tensor) -> float:
     """Root of how often a view repeats an entry of its storage."""
     if tensor.is_contiguous():
         return 1.0
-    cells = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
+    with torch._C.DisableTorchFunction():
+        cells = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
     seen = cells.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
     return math.sqrt(int(torch.bincount(seen.flatten()).max()))
+
+
+def _check_writes(written: Iterable[Tensor], read: Sequence[Tensor]) -> None:
+    """Refuse writes that a functional operation, which the rules are about, would not do alike."""
+    for target in written:
+        if _multiplicity(target) > 1:
+            raise UncertifiedError("it writes to entries that share their memory")
+        cells, place = _cells(target), (_cells(target), target.shape, target.stride())
+        for source in read:
+            own = _cells(source)
+            meets = own.start < cells.stop and cells.start < own.stop
+            same = (own, source.shape, source.stride()) == place
+            if meets and not same and _storage(source) == _storage(target):
+                raise UncertifiedError("it reads memory that it writes; clone what it reads")
 
 
 def _beside(before: Move | None, move: Move) -> Move:
@@ -604,11 +698,7 @@ class _Sample:
         if radius < math.inf:
             points *= radius / points.norm(dim=1).max()
         self.points = points.reshape(6, *shape).to(dtype).to(_device(network))
-        try:
-            # Clones, for a network that begins in place.
-            images, single = used(self.points.clone()), network(self.points[:1].clone())
-        except Exception as error:
-            raise UncertifiedError(f"module fails on a random input: {error}") from error
+        images, single, pair = self._images(used, network)
         if not isinstance(images, Tensor):
             raise UncertifiedError(
                 f"module must return one tensor, got {type(images).__name__}; certify a module "
@@ -621,13 +711,25 @@ class _Sample:
         if bool(images.isnan().any()):
             raise UncertifiedError("module returns NaN for a random input")
         loose = 1e-6 if dtype == torch.float64 else 1e-2
-        if rows is None or not _close(rows[:1], single, loose):
+        if rows is None or not (_close(rows[:1], single, loose) and _close(rows[4:], pair, loose)):
             raise UncertifiedError(
                 "module must map each row of a batch by itself, in the same way each time; "
-                "it mixes rows, draws random numbers, computes in less than float32, or remembers "
-                "calls; call it once before, if the first call sets it up"
+                "it mixes rows, draws random numbers, computes in less than float32, asks whether "
+                "autograd is on, or remembers calls; call it once before, if that sets it up"
             )
         self.images, self.loose = rows.double(), loose
+
+    def _images(self, used: nn.Module, network: nn.Module) -> tuple[Any, Any, Any]:
+        """Call with all inputs, with one as the walk does, and with two while autograd is on."""
+        try:
+            # Clones, for a network that begins in place.
+            images = used(self.points.clone())
+            with _Seen() as self.seen:
+                single = network(self.points[:1].clone())
+            with torch.enable_grad():
+                return images, single, used(self.points[4:].clone())
+        except Exception as error:
+            raise UncertifiedError(f"module fails on a random input: {error}") from error
 
     def check(self, value: float) -> None:
         """Refuse a bound that the slopes between the inputs exceed."""

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from lipbook._checks import check_positive
+from lipbook._checks import check_module, check_positive
 from lipbook._layers import frozen_copy, whole_shape
 from lipbook._rules import UncertifiedError
 from lipbook._walk import Step, checked_constants, follow
@@ -58,9 +58,12 @@ def lipschitz_certificate(
     bounded where both stay in a bounded range: on a ball, or behind a LayerNorm, tanh or sigmoid.
     What has no rule is refused by name.
 
-    The value is rounded up by 1e-6, for rounding here. It is about the network in exact arithmetic:
-    what the network itself rounds, in float32 say, can make tiny steps look steeper, and the jump
-    of torch's softplus at its threshold is neglected where float32 would round it away.
+    The value is rounded up by 1e-6, for rounding here. It is about the network in exact arithmetic,
+    with the numbers of a copy in float64 that runs under ``torch.no_grad``, with a batch of 1: what
+    a network rounds, in float32 say, can make tiny steps look steeper, and one that asks for its
+    dtype, as `torch.finfo` does, may be another function in float32. The jump of torch's softplus
+    at its threshold is neglected where float32 would round it away. What another thread writes into
+    a tensor is not seen, nor what is hidden from torch on purpose.
 
     Parameters
     ----------
@@ -112,6 +115,7 @@ def lipschitz_certificate(
     shape = whole_shape(input_shape)
     if math.isnan(radius) or radius != math.inf:
         radius = check_positive(float(radius), "radius")
+    check_module(module, "module")
     given = checked_constants(module.named_modules(), constants or {})
     if method not in ("eclipse", "lipsdp"):
         raise ValueError(f"method must be 'eclipse' or 'lipsdp', got {method!r}")

@@ -35,7 +35,13 @@ from lipbook._checks import (
     untransformable,
 )
 from lipbook.matrix_norms import split_scale
-from lipbook.power_iteration import KrylovBasis, NormBounds, random_start, top_of_krylov
+from lipbook.power_iteration import (
+    KrylovBasis,
+    NormBounds,
+    fresh_start,
+    random_start,
+    top_of_krylov,
+)
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Padding = int | Sequence[int] | Literal["same", "valid"]
@@ -218,8 +224,9 @@ def conv_spectral_norm(
     output_padding : int or sequence of int, default 0
         As in ``torch.nn.ConvTranspose2d``.
     rtol : float, default 1e-6
-        Relative accuracy, with the probability that `golub_kahan_lanczos` states; the start is
-        fixed, so the result is deterministic.
+        Relative accuracy, with the probability that `golub_kahan_lanczos` states for a random
+        start; it is fixed, so the result is deterministic, and `conv_norm_bounds` is what cannot
+        be misled.
 
     Returns
     -------
@@ -332,7 +339,8 @@ class _Search:
         """Return the squared norm and what `image` needs."""
         steps = self.n if self.spans else 2 * self.n
         dtype = self.conv.kernel.dtype
-        top = top_of_krylov(self.vectors.advance, self.n, dtype, rtol, steps, spans=self.spans)
+        process = self.vectors.advance, self.n, dtype, rtol, steps
+        top = top_of_krylov(*process, spans=self.spans, fresh=self.vectors.fresh)
         return top.theta, top.weights
 
     def image(self, weights: NDArray[np.float64]) -> Tensor:
@@ -353,10 +361,13 @@ class _Recurrence:
 
     def __init__(self, apply: Callable[[Tensor], Tensor], n: int, like: Tensor) -> None:
         self.apply, self.n, self.like = apply, n, like
-        self._begin()
+        self.begins: set[int] = set()
+        self.fresh(0)
 
-    def _begin(self) -> None:
-        self.rest = random_start(self.n, like=self.like)
+    def fresh(self, step: int) -> None:
+        """Go on from another direction, as at the beginning."""
+        self.begins.add(step)
+        self.rest = fresh_start(self.n, self.like, step)
         self.residual = math.sqrt(_dot(self.rest, self.rest))
         self.last: Tensor | None = None
 
@@ -372,10 +383,11 @@ class _Recurrence:
         return overlap, self.residual
 
     def combine(self, weights: NDArray[np.float64]) -> Tensor:
-        """Return the sum of the vectors, weighted."""
-        self._begin()
+        """Return the sum of the first vectors, weighted."""
         total = torch.zeros_like(self.rest)
-        for weight in weights.tolist():
+        for step, weight in enumerate(weights.tolist()):
+            if step in self.begins:
+                self.fresh(step)
             self.advance()
             total.add_(cast(Tensor, self.last), alpha=weight)
         return total

@@ -23,12 +23,14 @@ from torch.nn.utils.parametrize import type_before_parametrizations as _class
 from lipbook._checks import (
     check_count,
     check_labelled,
+    check_module,
     check_positive,
     check_tensor,
     is_transformed,
     is_transforming,
     untransformable,
     untransformed,
+    unusable,
 )
 from lipbook._layers import (
     ACTIVATIONS,
@@ -406,7 +408,10 @@ def activation_constant(activation: nn.Module) -> float:
     if isinstance(activation, nn.Softplus | nn.Threshold):
         kinks.append(activation.threshold / (getattr(activation, "beta", 1) or 1))
     if max(map(abs, kinks)) > 10_000:
-        raise TypeError(f"activation must bend within ±10,000, {activation} does beyond the grid")
+        raise TypeError(
+            f"activation must bend within ±10,000, {activation} does at {max(kinks, key=abs):.6g}; "
+            "lipschitz_certificate has most in closed form"
+        )
     f, reference = _in_float64(activation)
     grid = torch.linspace(-10, 10, 20_001, dtype=torch.float64, device=reference.device).sinh()
     if any(kinks):
@@ -530,6 +535,7 @@ def layer_product_bound(
     Traceback (most recent call last):
     TypeError: the constant of layer '0' (GLU) is not known; pass ...
     """
+    check_module(model, "model")
     shape = whole_shape(input_shape)
     chain_of_layers = list(layers(model))
     constants = checked_constants(chain_of_layers, constants or {})
@@ -561,6 +567,10 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
                 if constant == math.inf:
                     raise TypeError("it jumps")
                 return constant
+            if is_plain(layer, nn.Linear, *CONVOLUTIONS) and layer.bias is not None:
+                if error := unusable(layer.bias, f"the bias of layer {name!r}"):
+                    raise error
+                check_tensor(layer.bias, f"the bias of layer {name!r}")
             if is_plain(layer, nn.Linear):
                 return induced_norm(layer.weight.detach().double()).item()
             if is_plain(layer, *CONVOLUTIONS):
@@ -623,7 +633,8 @@ def exact_lipschitz(
     TypeError
         If the net holds another layer.
     ValueError
-        If it has more inputs or more pieces, or the box is empty.
+        If it has more inputs or more pieces, layers that do not fit or numbers that are not
+        finite, if the box is empty, or if the values in it are beyond float64.
 
     Examples
     --------
@@ -639,6 +650,7 @@ def exact_lipschitz(
     Traceback (most recent call last):
     ValueError: net must have one or two inputs, got 3; bracket its ...
     """
+    check_module(net, "net")
     chain_of_layers = list(layers(net))
     first: Any = chain_of_layers[0][1] if chain_of_layers else net
     if not is_plain(first, nn.Linear):
@@ -656,7 +668,7 @@ def exact_lipschitz(
         for points, ends in _convex_parts(low, high)
     ]
     for name, layer in chain_of_layers:
-        with evaluation_mode(layer):
+        with evaluation_mode(layer), np.errstate(over="ignore", invalid="ignore"):
             cells = _through(cells, name, layer, max_regions)
     matrices = np.stack([cell.matrix for cell in cells])
     if not np.isfinite(matrices).all():
@@ -711,6 +723,8 @@ def _through(cells: list[_Cell], name: str, layer: Any, max_regions: int) -> lis
     if is_plain(layer, nn.Linear):
         weight = _array(layer.weight)
         bias = 0.0 if layer.bias is None else _array(layer.bias)
+        if weight.shape[1] != (length := len(cells[0].offset)):
+            raise ValueError(f"layer {name!r} ({layer}) does not take inputs of length {length}")
         return [
             c._replace(matrix=weight @ c.matrix, offset=weight @ c.offset + bias) for c in cells
         ]
@@ -734,6 +748,8 @@ def _array(tensor: Tensor) -> Array:
         kind = "meta tensors" if tensor.is_meta else tensor.dtype
         raise TypeError(f"net must hold real numbers in its weights, got {kind}")
     array: Array = tensor.detach().to("cpu", torch.float64, copy=True).numpy()
+    if not np.isfinite(array).all():
+        raise ValueError(f"net must hold finite numbers, got {array.tolist()}")
     return array
 
 
@@ -741,14 +757,17 @@ def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     """Cut a cell where its units change sign, and apply the activation to each part."""
     points, ends, matrix, offset = cell
     reach = np.abs(points).max()
-    tolerance = 1e-10 * (np.linalg.norm(matrix, axis=1) * reach + np.abs(offset))
+    lengths = np.hypot.reduce(np.abs(matrix), axis=1)  # whose squares may be beyond float64
+    tolerance = 1e-10 * (lengths * reach + np.abs(offset))
     values = points @ matrix.T + ends[:, None] * offset
     parts = [(points, ends)]
     for unit in np.flatnonzero((values.min(0) < -tolerance) & (values.max(0) > tolerance)):
         row, c, thin = matrix[unit], offset[unit], tolerance[unit]
         parts = [side for p, e in parts for side in _cut(p, e, p @ row + e * c, thin)]
-    masks = (matrix @ p.mean(0) + offset * e.mean() > 0 for p, e in parts)
-    slopes = (np.where(mask, 1.0, negative_slope) for mask in masks)
+    middles = [matrix @ p.mean(0) + offset * e.mean() for p, e in parts]
+    if not all(np.isfinite(numbers).all() for numbers in (tolerance, values, *middles)):
+        raise ValueError("net must have finite values in the box, they are beyond float64")
+    slopes = (np.where(middle > 0, 1.0, negative_slope) for middle in middles)
     return [
         _Cell(p, e, s[:, None] * matrix, s * offset)
         for (p, e), s in zip(parts, slopes, strict=True)
@@ -780,6 +799,9 @@ def _in_float64(f: Function) -> tuple[Function, Tensor]:
     reference = torch.empty(0, dtype=torch.float64)
     if not isinstance(f, nn.Module):
         return f, reference
+    if isinstance(f, torch.jit.ScriptModule):
+        kind = f.original_name
+        raise TypeError(f"{kind} is scripted and cannot be lent weights; give the module itself")
     state = dict(chain(f.named_parameters(), f.named_buffers()))
     floating = {name: t for name, t in state.items() if t.is_floating_point()}
     doubled = {**state, **{name: t.double() for name, t in floating.items()}}

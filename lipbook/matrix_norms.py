@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipbook._checks import check_tensor, is_dense, is_transformed, not_dense, untransformed
+from lipbook._checks import check_tensor, is_transformed, untransformed, unusable
 
 
 def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +48,8 @@ def split_scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Traceback (most recent call last):
     ValueError: matrix must have at least 2 axes, got shape (3,)
     """
-    if not is_dense(matrix):
-        raise not_dense("matrix")
+    if error := unusable(matrix, "matrix"):
+        raise error
     in_range = _in_range(matrix)
     if not in_range:
         check_tensor(matrix, "matrix", min_ndim=2)

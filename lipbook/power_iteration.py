@@ -9,6 +9,7 @@ bounds are float64.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -25,10 +26,9 @@ from lipbook._checks import (
     check_count,
     check_positive,
     check_tensor,
-    is_dense,
     is_transformed,
-    not_dense,
     untransformable,
+    unusable,
     wrong_type,
 )
 from lipbook.matrix_norms import induced_norm, split_scale
@@ -253,7 +253,9 @@ def golub_kahan_lanczos(
     :math:`|⟨z, x⟩| ≥ δ`, which a uniformly random unit x violates with a probability of at most
     :math:`δ \sqrt{2n/π}`, whatever the operator; δ is chosen so that this is 0.05 (the same
     argument from the Lanczos polynomials: Hochstenbach 2013). Rounding adds a few units of the
-    dtype.
+    dtype. Where the Krylov space of the start is exhausted, the process goes on from a fresh
+    direction orthogonal to it; but a start that is the same each time can be missed by a matrix
+    that was made for it.
 
     Parameters
     ----------
@@ -291,7 +293,7 @@ def golub_kahan_lanczos(
     basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
     n = start.numel()
     max_steps = n if max_steps is None else min(max_steps, n)
-    found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps)
+    found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps, fresh=basis.fresh)
     right = basis.combine(found.weights)
     off_diagonal = found.off_diagonal
     tridiagonal = np.diag(found.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
@@ -304,7 +306,7 @@ class KrylovTop(NamedTuple):
     """What `top_of_krylov` returns."""
 
     theta: float  #: the largest Ritz value, an estimate of the squared norm
-    weights: NDArray[np.float64]  #: shape (k,), its vector in the basis
+    weights: NDArray[np.float64]  #: its vector in the first vectors of the basis
     diagonal: list[float]  #: k entries of the tridiagonal matrix
     off_diagonal: list[float]  #: k - 1 entries
     converged: bool
@@ -318,6 +320,7 @@ def top_of_krylov(
     max_steps: int,
     *,
     spans: bool = True,
+    fresh: Callable[[int], None],
 ) -> KrylovTop:
     """Let a Lanczos process advance until the bound of `golub_kahan_lanczos` is met.
 
@@ -325,28 +328,39 @@ def top_of_krylov(
     `spans` says that n steps span the whole space, as those with an orthogonal basis do. The bound
     needs the recurrence only: the components ``⟨z, q_k⟩`` obey it up to rounding, and of its
     solutions they are the one that grows.
+
+    A process that is exhausted has proved nothing of what is orthogonal to all that it saw, as a
+    fixed start may be to the top vector. `fresh` sends it on from another direction, once at
+    least, and until it has made the steps of a first look.
     """
     likely = _UNLUCKY * math.sqrt(math.pi / (2 * n))
     rounding = 16 * torch.finfo(dtype).eps
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    next_check = _FIRST_CHECK
+    next_check, begin, best = _FIRST_CHECK, 0, (-math.inf, np.empty(0))
     for k in itertools.count(1):
         entry, residual = advance()
         diagonal.append(entry)
         exhausted = residual <= rounding * max(diagonal) or (spans and k == n)
         if k >= next_check or exhausted or k == max_steps:
             next_check = k + min(4, max(1, 2048 // n))
-            theta, ritz = _blas.top_pair_of_tridiagonal(diagonal, off_diagonal)
+            block = diagonal[begin:], off_diagonal[begin:]
+            theta, ritz = _blas.top_pair_of_tridiagonal(*block)
             tangent = residual * abs(ritz[-1] * ritz[0]) / likely
             converged = exhausted or tangent <= 2 * rtol * theta
             if not (converged or spans):
-                residuals = [*off_diagonal, residual]
-                converged = _outgrows(1 / likely, (1 + 2 * rtol) * theta, diagonal, residuals)
-            if converged or k == max_steps:
-                break
+                residuals = [*block[1], residual]
+                converged = _outgrows(1 / likely, (1 + 2 * rtol) * theta, block[0], residuals)
+            more = exhausted and k < min(n, max_steps) and (begin == 0 or k < _FIRST_CHECK)
+            if more or converged or k == max_steps:
+                if theta > (1 + rounding) * best[0]:
+                    best = theta, np.concatenate([np.zeros(begin), ritz])
+                if not more:
+                    break
+                fresh(k)
+                begin, residual = k, 0.0
         off_diagonal.append(residual)
-    return KrylovTop(theta, ritz, diagonal, off_diagonal, bool(converged))
+    return KrylovTop(*best, diagonal, off_diagonal, bool(converged))
 
 
 def _outgrows(
@@ -389,9 +403,24 @@ class KrylovBasis:
         self.residual = float(torch.linalg.vector_norm(self.rest))
         return float(overlap[-1]), self.residual
 
+    def fresh(self, step: int) -> None:
+        """Go on from a direction that is orthogonal to all before."""
+        _go_on(self, self.basis, step)
+
     def combine(self, weights: NDArray[np.float64]) -> Tensor:
-        """Return the sum of the vectors, weighted."""
-        return torch.mv(self.basis[: self.steps].T, torch.from_numpy(weights).to(self.basis))
+        """Return the sum of the first vectors, weighted."""
+        return torch.mv(self.basis[: len(weights)].T, torch.from_numpy(weights).to(self.basis))
+
+
+def _go_on(process: Any, like: Tensor, step: int) -> None:
+    known = process.basis[:step]
+    rest: Any = fresh_start(known.shape[1], like, step)
+    rest = rest if isinstance(known, Tensor) else _blas.as_array(rest)
+    for _ in range(2):
+        rest = rest - known.T @ (known @ rest)
+    # So short that the process does not take it for a link to its last vector.
+    process.residual = 2.0**-60
+    process.rest = rest * (process.residual / float(rest @ rest) ** 0.5)
 
 
 def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6) -> Tensor:
@@ -443,8 +472,8 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     check_positive(rtol, "rtol")
     if method not in ("auto", "gram", "lanczos", "svd"):
         raise ValueError(f"method must be 'auto', 'gram', 'lanczos' or 'svd', got {method!r}")
-    if not is_dense(matrix):
-        raise not_dense("matrix")
+    if error := unusable(matrix, "matrix"):
+        raise error
     if method == "svd":
         return induced_norm(matrix, 2)
     if is_transformed(matrix):
@@ -553,6 +582,13 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         left, right = ctx.saved_tensors
         return (grad[..., None] * left)[..., None] * right[..., None, :], None, None, None
+
+
+def fresh_start(n: int, like: Tensor, step: int) -> Tensor:
+    """Return another random direction for each step after the first."""
+    generator = torch.Generator().manual_seed(step)
+    another = torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+    return another if step else random_start(n, like)
 
 
 def random_start(n: int, like: Tensor) -> Tensor:
@@ -669,5 +705,7 @@ def _krylov_vector(
 ) -> _blas.Array | None:
     """Return the top eigenvector of a product, or None if so many steps are too few."""
     basis = _blas.KrylovBasis(product, _blas.as_array(start))
-    top = top_of_krylov(basis.advance, start.numel(), start.dtype, rtol, steps)
+    n, fresh = start.numel(), functools.partial(_go_on, basis, start)
+    top = top_of_krylov(basis.advance, n, start.dtype, rtol, steps, fresh=fresh)
+    basis.steps = len(top.weights)
     return basis.combine(top.weights) if top.converged else None

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipbook._checks import check_count, check_positive, check_tensor
+from lipbook._checks import check_count, check_positive, check_tensor, unusable
 
 #: The network simplex method needs about n to n² pivots; POT's own limit is 100,000.
 _MAX_ITERATIONS = 100_000_000
@@ -475,6 +475,8 @@ def _points(
 ) -> tuple[Array, Array]:
     """Return both samples as rows of float64, on the CPU."""
     for sample, name in zip((first, second), names, strict=True):
+        if error := unusable(sample, name):
+            raise error
         check_tensor(sample, name, ndim=ndim, min_ndim=1)
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbook.certificate import UncertifiedError, lipschitz_certificate
+from lipbook.lipschitz import layer_matrix
 
 SHAPES = [(6,), (2, 6), (2, 4, 4)]
 
@@ -158,6 +159,21 @@ ANY = [
     lambda x: changed(x, lambda y: y.detach().view(-1).mul_(4)),
     lambda x: out_of_place(torch.neg, x) * 2,
     lambda x: out_of_place(torch.exp, x.clamp(-1, 1)),
+    lambda x: changed(x, lambda y: y[..., :1].expand_as(y).fill_(0.5)),
+    lambda x: changed(x, lambda y: y.unfold(-1, 2, 1).mul_(3)),
+    lambda x: changed(x, lambda y: y[..., ::2].add_(y[..., :1], alpha=3)),
+    lambda x: changed(x, lambda y: y[..., 1:].copy_(2 * y[..., :1])),
+    lambda x: x.sigmoid().log1p() + (1 + x.sigmoid()).log2(),
+    lambda x: x.tanh().exp2() + x.erfc(),
+    lambda x: torch.hypot(x, constant(last(x))) - torch.logaddexp(x, 1 - x),
+    lambda x: F.huber_loss(x, -x, reduction="none", delta=0.4),
+    lambda x: F.smooth_l1_loss(2 * x, constant(last(x)).expand_as(x), reduction="none"),
+    lambda x: F.rms_norm(x, x.shape[-1:], eps=0.3),
+    lambda x: F.normalize(x, p=1, dim=-1, eps=0.5),
+    lambda x: F.normalize(x, p=3, dim=-1, eps=0.5),
+    lambda x: F.rrelu(x) - F.tanhshrink(x),
+    lambda x: torch.lerp(x, constant(last(x)), 1.7),
+    lambda x: x.nansum(-1, keepdim=True) + x.narrow_copy(-1, 0, 1),
 ]
 SEQUENCES = [
     lambda x: F.conv1d(x, constant(3, x.shape[1], 2)),
@@ -193,6 +209,10 @@ IMAGES = [
     lambda x: F.interpolate(x, scale_factor=2),
     lambda x: F.interpolate(x, size=5, mode="bilinear"),
     lambda x: F.interpolate(x, size=7, mode="bicubic"),
+    lambda x: F.interpolate(x, size=3, mode="bilinear", antialias=True),
+    lambda x: F.interpolate(x, size=(2, 5), mode="bicubic", antialias=True),
+    lambda x: F.grid_sample(x, constant(1, 3, 4, 2).expand(len(x), -1, -1, -1)),
+    lambda x: F.grid_sample(x, constant(1, 3, 4, 2).expand(len(x), -1, -1, -1), "nearest"),
     lambda x: F.pad(x, (1, 0, 1, 1), mode="replicate"),
     lambda x: F.pad(x, (1, 0, 1, 1), mode="circular"),
     lambda x: nn.CircularPad2d(1)(x),
@@ -308,12 +328,18 @@ def outcome(seed: int) -> str:
             graph(torch.zeros(3, *graph.shape, dtype=torch.float64))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return "no network"
-        try:
-            value = lipschitz_certificate(graph, graph.shape, radius=graph.radius).value
-        except UncertifiedError as error:
-            return "refused" if " below a slope" not in str(error) else f"seed {seed}: {error}"
-        found = attack(graph)
-    return "holds" if found <= value * (1 + 1e-5) + 1e-6 else f"seed {seed}: {value} < {found}"
+        return judged(graph, attack)
+
+
+def judged(graph: Graph | Memories, steepest) -> str:
+    try:
+        value = lipschitz_certificate(graph, graph.shape, radius=graph.radius).value
+    except UncertifiedError as error:
+        return "refused" if " below a slope" not in str(error) else f"seed {graph.seed}: {error}"
+    found = steepest(graph)
+    return (
+        "holds" if found <= value * (1 + 1e-5) + 1e-6 else f"seed {graph.seed}: {value} < {found}"
+    )
 
 
 @pytest.mark.parametrize("start", [0, 1000, 2000])
@@ -321,6 +347,67 @@ def test_no_attack_beats_the_certificate_of_a_random_graph(start):
     seen = Counter(outcome(seed) for seed in range(start, start + 40))
     assert set(seen) <= {"holds", "refused", "no network"}
     assert seen["holds"] >= 10
+
+
+VIEWS = [
+    lambda v: v[:, : max(1, v.shape[1] // 2)],
+    lambda v: v[:, v.shape[1] // 2 :],
+    lambda v: v.transpose(1, -1) if v.ndim > 2 else v,
+    lambda v: v.unsqueeze(1).expand(len(v), 2, *v.shape[1:]),
+    lambda v: v[..., ::2],
+    lambda v: v[..., :1].expand(*v.shape[:-1], v.shape[-1]),
+    lambda v: v.unfold(-1, 2, 1) if v.shape[-1] > 1 else v,
+    lambda v: v.detach().view(v.shape),
+    lambda v: v.flatten(1),
+    lambda v: v * 0.7,
+]
+WRITES = [
+    lambda v, _: v.mul_(2.5),
+    lambda v, _: v.zero_(),
+    lambda v, _: v.fill_(1.5),
+    lambda v, w: v.add_(w, alpha=3),
+    lambda v, w: v.copy_(w),
+    lambda v, w: v[..., 0].copy_(w[..., 0]),
+    lambda v, _: v[..., 0].fill_(7.0),
+    lambda v, _: torch.mul(torch.ones_like(v), 2, out=v),
+    lambda v, _: torch.amax(v.new_zeros(*v.shape, 2), -1, out=v),
+]
+
+
+class Memories(nn.Module):
+    """An affine network: random views of three tensors, of one another, and writes through them."""
+
+    shape, radius = (4,), math.inf
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        self.draws = [tuple(rng.random(3)) for _ in range(rng.integers(3, 10))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [1 * x, x.new_ones(len(x), 4), x.new_zeros(len(x), 2, 4)]
+        for which, operation, other in self.draws:
+            value, source = (values[int(i * len(values))] for i in (which, other))
+            kind = int(operation * 1.4 * len(VIEWS))
+            if kind < len(VIEWS):
+                view = VIEWS[kind](value)
+                values += [view] if view.numel() <= 200 * len(x) else []
+            else:
+                first = source.reshape(len(x), -1)[:, :1].reshape(len(x), *[1] * (value.ndim - 1))
+                with contextlib.suppress(RuntimeError):  # torch refuses some of them, too
+                    WRITES[int(which * 97 * len(WRITES)) % len(WRITES)](value, first)
+        return torch.cat([1 * value.flatten(1) for value in values], 1)
+
+
+def exact(net: Memories) -> float:
+    return torch.linalg.matrix_norm(layer_matrix(net, net.shape), 2).item()
+
+
+def test_writes_through_views_are_followed_or_refused():
+    seen = Counter(judged(Memories(seed), exact) for seed in range(100))
+    assert set(seen) == {"holds", "refused"}
+    assert seen["holds"] > seen["refused"]
 
 
 if __name__ == "__main__":

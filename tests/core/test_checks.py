@@ -10,13 +10,16 @@ from lipbook import (
     activation_constant,
     conv_matrix,
     conv_norm_bounds,
+    conv_spectral_norm,
     difference_quotients,
+    exact_lipschitz,
     frobenius_norm,
     gradient_penalty,
     induced_norm,
     input_gradient_penalty,
     jacobian_norms,
     l2_attack,
+    layer_product_bound,
     lipschitz_certificate,
     lower_bound_from_pairs,
     maximize_jacobian_norm,
@@ -140,6 +143,45 @@ def test_what_is_no_tensor_is_refused(given_value, kind):
 def test_what_is_not_dense_is_refused(function, convert):
     with pytest.raises(TypeError, match=r"must be a dense tensor, got .*to_dense\(\) converts"):
         function(convert(torch.eye(3)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(spectral_norm, induced_norm, frobenius_norm, stable_rank, spectral_norm_bounds),
+        *(power_iteration, lambda x: spectral_norm(x, method="svd")),
+        lambda x: conv_matrix(x[:, None], 4),
+        lambda x: conv_norm_bounds(x[:, None], 4),
+        lambda x: conv_spectral_norm(x[:, None], 4),
+        lambda x: layer_product_bound(torch.nn.Linear(3, 3).to(x.device), (3,)),
+        lambda x: layer_product_bound(torch.nn.Conv1d(3, 3, 1, bias=False).to(x.device), (3, 2)),
+        lambda x: pytest.importorskip("lipbook.lab.transport").wasserstein_distance(x, x),
+    ],
+)
+def test_what_has_no_numbers_is_refused(function):
+    with pytest.raises(TypeError, match="must hold numbers, got a meta tensor; make it on an"):
+        function(torch.ones(3, 3, device="meta"))
+
+
+@pytest.mark.parametrize("function", [spectral_norm, induced_norm, frobenius_norm, stable_rank])
+def test_float8_is_refused(function):
+    with pytest.raises(TypeError, match=r"got torch.float8_e4m3fn; matrix.to\(torch.float32\)"):
+        function(torch.eye(3).to(torch.float8_e4m3fn))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda f: lipschitz_certificate(f, (4,)),
+        lambda f: layer_product_bound(f, (4,)),
+        lambda f: exact_lipschitz(f, (-1, 1)),
+    ],
+)
+def test_a_function_is_no_module(function):
+    with pytest.raises(
+        TypeError, match=r"must be an nn.Module, whose forward may call a function, got f"
+    ):
+        function(lambda x: x)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from lipbook.convolution import (
     conv_norm_bounds,
     conv_spectral_norm,
 )
+from lipbook.power_iteration import random_start
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -166,6 +167,19 @@ def test_without_a_basis(size, options, dtype, monkeypatch):
     torch.testing.assert_close(sigma.double(), exact, rtol=1e-6, atol=0)
     gradients = (torch.autograd.grad(n, kernel)[0] for n in (sigma, exact))
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [4, 1100])
+def test_a_direction_that_the_fixed_start_misses_is_found(n):
+    """With a basis and without: 1 before, for a kernel whose certain lower bound is 10."""
+    start = random_start(n, like=torch.empty(0, dtype=torch.float64))
+    missed = torch.zeros(n, dtype=torch.float64)
+    missed[:2] = torch.stack([start[1], -start[0]]) / start[:2].norm()
+    kernel = (torch.eye(n).double() + 9 * missed.outer(missed))[:, :, None].requires_grad_()
+    norm = conv_spectral_norm(kernel, 1)
+    assert norm.item() == pytest.approx(10, rel=1e-6)
+    (gradient,) = torch.autograd.grad(norm, kernel)
+    torch.testing.assert_close(gradient[:, :, 0], missed.outer(missed), rtol=0, atol=1e-3)
 
 
 def test_memory_does_not_grow_with_the_steps():

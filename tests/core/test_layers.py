@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from lipbook._layers import any_grad_mode, frozen_copy, is_plain, layers, normal_state, whole_shape
 
@@ -19,19 +23,51 @@ class Steeper(nn.Conv2d):
         return super()._conv_forward(x, 2 * weight, bias)
 
 
+class Implemented(nn.Linear):
+    def _call_impl(self, x):
+        return 2 * super()._call_impl(x)
+
+
+class Repeated(nn.Sequential):
+    def __iter__(self):
+        return iter([*super().__iter__()] * 2)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
 
 
-def test_a_layer_is_plain_if_it_computes_what_its_class_does():
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        *((changed(2, 2), nn.Linear) for changed in (Doubled, Called, Implemented)),
+        (Steeper(2, 2, 3), nn.Conv2d),
+        (Repeated(), nn.Sequential),
+    ],
+)
+def test_a_layer_is_plain_if_it_computes_what_its_class_does(layer, kind):
     assert is_plain(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear)
-    assert not is_plain(Doubled(2, 2), nn.Linear)
-    assert not is_plain(Called(2, 2), nn.Linear)
-    assert not is_plain(Steeper(2, 2, 3), nn.Conv2d)
+    assert not is_plain(layer, kind)
+
+
+@pytest.mark.parametrize("name", ["forward", "_call_impl"])
+def test_a_layer_that_was_patched_is_not_plain(name):
     patched = nn.Linear(2, 2)
-    patched.forward = lambda x: x
+    setattr(patched, name, lambda x: x)
     assert not is_plain(patched, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "register", [register_module_forward_hook, register_module_forward_pre_hook]
+)
+def test_no_layer_is_plain_while_a_hook_is_on_all(register):
+    handle = register(lambda *_: None)
+    try:
+        assert not is_plain(nn.Linear(2, 2), nn.Linear)
+    finally:
+        handle.remove()
+    assert is_plain(nn.Linear(2, 2), nn.Linear)
 
 
 def test_chains_are_walked_in_order_with_repeated_layers():

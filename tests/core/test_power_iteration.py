@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
 
 from lipbook import _blas
 from lipbook.power_iteration import (
@@ -229,6 +230,25 @@ def test_a_krylov_space_may_tie():
     value, vector = _blas.top_pair_of_tridiagonal([1.0] * 8, [1e-17] * 7)
     assert value == pytest.approx(1)
     assert np.linalg.norm(vector) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", ["auto", "lanczos"])
+@pytest.mark.parametrize("shape", [(3, 3), (16, 16), (200, 200), (1000, 170)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_direction_that_the_fixed_start_misses_is_found(shape, method, dtype):
+    """An identity, and 10 along what is orthogonal to the start, of which it sees nothing."""
+    n = shape[1]
+    start = random_start(n, like=torch.empty(0, dtype=torch.float64))
+    missed = torch.zeros(n, dtype=torch.float64)
+    missed[:2] = torch.stack([start[1], -start[0]]) / start[:2].norm()
+    along = F.pad(missed.outer(missed), (0, 0, 0, shape[0] - n))
+    matrix = (torch.eye(*shape) + 9 * along).to(dtype)
+    assert spectral_norm(matrix, method=method).item() == pytest.approx(10, rel=1e-5)
+    batch = torch.stack([matrix, matrix])
+    assert spectral_norm(batch, method=method).tolist() == pytest.approx([10, 10], rel=1e-5)
+    found = golub_kahan_lanczos(matrix.mv, matrix.T.mv, start.to(dtype))
+    assert found.converged
+    assert matrix.mv(found.right).norm().item() == pytest.approx(10, rel=1e-5)
 
 
 def test_auto_above_the_limit_of_gram():
