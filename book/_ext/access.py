@@ -30,8 +30,9 @@ def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
         notebook = json.loads(source[0])
         for cell in notebook["cells"]:
             for output in cell.get("outputs", ()):
-                if table := output.get("data", {}).get("text/html"):
-                    output["data"]["text/html"] = without_empty_headers("".join(table))
+                for kind, table in output.get("data", {}).items():
+                    if kind.endswith("text/html"):  # also what is glued
+                        output["data"][kind] = without_empty_headers("".join(table))
         source[0] = json.dumps(notebook)
 
 

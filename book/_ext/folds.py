@@ -4,8 +4,6 @@ Code that is hidden and shows nothing goes into the fold of the next cell, if th
 over the prose between them. The code that ends in a claim's card goes into the card's own fold.
 """
 
-from itertools import pairwise
-
 import claim_html
 from docutils import nodes
 from docutils.nodes import container
@@ -20,12 +18,15 @@ class JoinFolds(SphinxPostTransform):
     formats = ("html",)
 
     def run(self) -> None:
-        """Join hidden cells with those after them, from the last pair to the first."""
-        for cell, following in reversed(list(pairwise(self.document.findall(_is_cell)))):
+        """Join hidden cells with those after them, from the last to the first."""
+        *before, following = [*self.document.findall(_is_cell)] or [None]
+        for cell in reversed(before):
             if _is_silent(cell) and _is_hidden(cell) and _is_hidden(following, "input", "all"):
                 following.children[0][:0] = cell.children[0].children
                 following["ids"] = [*cell["ids"], *following["ids"]]
                 cell.parent.remove(cell)
+            else:
+                following = cell
         for cell in filter(_is_hidden, list(self.document.findall(_is_cell))):
             for card in list(cell.findall(_has_place_for_code)):
                 _move_into(cell, card)

@@ -89,7 +89,8 @@ def test_the_front_page_says_its_name_once():
 def test_chapters_are_numbered_in_the_sidebar():
     page = site_checks.parsed(SITE / BOOK.name / "index.html")
     links = [link.get_text(strip=True) for link in page.select("nav.bd-links a.internal")]
-    numbered = [text.partition(".")[0] for text in links if text[0].isdigit()]
+    numbers = [text.partition(".")[0] for text in links]
+    numbered = [number for number in numbers if number.isdigit()]  # 6a says so itself
     assert numbered == [
         str(k + 1) for k in range(len([c for c in chapters() if not is_appendix(c)]))
     ]
