@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -37,6 +38,11 @@ _COLOUR = re.compile(
 _VISIBLE = 2.0  # mean difference of a channel, of 255, from which on a picture keeps its colours
 
 
+#: What keeps its spaces, or a break with the spaces about it.
+_SPACES = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)|[ \t]*\n\s*", re.DOTALL)
+_LARGE = 250_000  #: bytes of a picture
+
+
 def lighten(site: Path) -> None:
     """Remove unused files, icons and marks of code, and repaint pictures."""
     for pattern in _NAMED:
@@ -49,6 +55,7 @@ def lighten(site: Path) -> None:
     for path in (site / "_images").glob("*.png"):
         repaint(path)
     compress(site)
+    compact(site)
 
 
 def keep_icons(site: Path) -> None:
@@ -92,12 +99,24 @@ def _rewrite(
         path.write_text(pattern.sub(replace, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def compact(site: Path) -> None:
+    """Write pages, notebooks and data without the spaces that nobody sees."""
+    for path in [*site.glob("_sources/**/*.ipynb"), *site.glob("_static/*.json")]:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(
+            json.dumps(told, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
+        )
+    _rewrite(site.rglob("*.html"), _SPACES, lambda found: found[1] or "\n")
+
+
 def compress(site: Path) -> None:
     """Write pictures as lossless WebP where that is smaller, and name them so in the pages."""
     smaller = set()
     for path in (site / "_images").glob("*.png"):
         file = io.BytesIO()
-        Image.open(path).save(file, format="WebP", lossless=True)
+        # The encoder's best takes seconds a picture, and is worth it to the largest alone.
+        best = {"quality": 100, "method": 6} if path.stat().st_size > _LARGE else {}
+        Image.open(path).save(file, format="WebP", lossless=True, **best)
         if len(file.getvalue()) < path.stat().st_size:
             path.with_suffix(".webp").write_bytes(file.getvalue())
             path.unlink()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from workflow.lighten import compress, keep_colours, keep_icons, repaint
+from workflow.lighten import compact, compress, keep_colours, keep_icons, repaint
 from workflow.project import CHECKED
 from workflow.weigh import MOST, MOST_A_PAGE, weigh
 
@@ -33,6 +34,19 @@ def small_site(folder: Path) -> Path:
     )
     (folder / "index.html").write_text(page)
     return folder
+
+
+def test_pages_notebooks_and_data_say_the_same_in_fewer_bytes(tmp_path):
+    site = small_site(tmp_path / "site")
+    (site / "_sources").mkdir()
+    files = site / "_sources" / "a.ipynb", site / "_static" / "claims.json"
+    for file in files:
+        file.write_text(json.dumps({"à": [1, 2]}, indent=1), encoding="utf-8")
+    (site / "index.html").write_text("<p>a  \n\n   b</p>\n\n<pre>c\n\n   d</pre>")
+    compact(site)
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert page == "<p>a\nb</p>\n<pre>c\n\n   d</pre>"
+    assert [file.read_text(encoding="utf-8") for file in files] == ['{"à":[1,2]}'] * 2
 
 
 def test_pictures_are_webp_where_that_is_smaller(tmp_path):
