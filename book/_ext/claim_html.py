@@ -134,7 +134,7 @@ def criterion(finding: Finding) -> str:
         notes.append("geometric mean")
     if finding.p is not None:
         notes.append(corrected(finding.p))
-    notes += [outcome(finding), *history(finding)]
+    notes += [outcome(finding), *history(finding), *changes(finding)]
     words = f"{finding.quantity}: {found(finding)}; asked: {asked(finding)}"
     return f"<li>{text(words)} {_muted(notes)}</li>"
 
@@ -183,8 +183,12 @@ def history(finding: Finding) -> list[str]:
     notes = [came_about(stated) for stated in finding.stated]
     if finding.after_the_fact and not any(s.order == "after" for s in finding.stated):
         notes.append("stated after the fact")
-    notes += [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
     return [*notes, finding.source] if finding.source else notes
+
+
+def changes(finding: Finding) -> list[str]:
+    """Return what a criterion was before, and why it was changed."""
+    return [f"until {c.date}: {c.before}, changed because {c.reason}" for c in finding.changed]
 
 
 def came_about(stated: Stated) -> str:

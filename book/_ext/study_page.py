@@ -455,13 +455,13 @@ def _of_claim(entry: Entry, study: Study) -> str:
     def notes(finding: Finding) -> list[str]:
         against = "" if finding.role == "decides" else ", against the claim"
         p = [] if finding.p is None else [claim_html.corrected(finding.p)]
-        came = [n for n in claim_html.history(finding) if n not in common and not _change(n)]
+        came = [note for note in claim_html.history(finding) if note not in common]
         came += ["changed, as told below"] * bool(finding.changed)
         return [finding.role + against, *p, *came]
 
     told = claim_html.table(about, notes) if about else ""
-    for note in dict.fromkeys(n for f in about for n in claim_html.history(f) if _change(n)):
-        told += f'<p class="claim-reading">Changed: {claim_html.text(note)}.</p>'
+    for change in dict.fromkeys(c for f in about for c in claim_html.changes(f)):
+        told += f'<p class="claim-reading">Changed: {claim_html.text(change)}.</p>'
     if entry.planned and entry.id in study.claims:
         later = [c for c in entry.planned if c.study in ("", study.name)]
         told += f"<ul>{''.join(map(claim_html.planned, later))}</ul>"
@@ -469,11 +469,6 @@ def _of_claim(entry: Entry, study: Study) -> str:
     shared = f" The claim also rests on {', '.join(others)}." if others else ""
     verdict = f"<strong>{entry.verdict.capitalize()}.</strong>"
     return f"<p>{_asked(entry)} {verdict}{when}{shared}</p>{told}"
-
-
-def _change(note: str) -> bool:
-    """Return whether a note on a criterion says what it was before, which takes some lines."""
-    return note.startswith("until ")
 
 
 def _asked(entry: Entry) -> str:
