@@ -1,6 +1,7 @@
 """Mend for screen readers what pandas, docutils, MyST and the theme write.
 
-The corner of a table is an empty ``<th>``: a header that heads nothing. Entries of the references
+The corner of a table is an empty ``<th>``: a header that heads nothing; an index with a name has a
+row of headers to itself. Entries of the references
 are no items of their list. Every fold of code has the same name, which hides the words on it. The
 theme's arrows, which open a part of the sidebar, have no name. A link to an exercise begins with
 the space before it.
@@ -21,6 +22,12 @@ _FOLD = re.compile(r"(<a [^>]*>(?P<title>[^<]*)</a><details[^>]*><summary)>")
 #: What stands before the link to a solution's exercise, with the space inside of the link.
 _SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")
 
+#: The columns' names, and below them the names of the index in a row that is empty else.
+_TWO_ROWS = re.compile(
+    r"(?P<corner>(?:<th></th>\s*)+)(?P<columns>(?:<th[^>]*>[^<]+</th>\s*)+)"
+    r"</tr>\s*<tr[^>]*>\s*(?P<index>(?:<th>[^<]+</th>\s*)+)(?:<th></th>\s*)+</tr>"
+)
+
 #: A header without words, as docutils writes it.
 _EMPTY_HEADER = re.compile(r"<th([^>]*)>\s*<p>\s*</p>\s*</th>")
 
@@ -32,8 +39,25 @@ def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
             for output in cell.get("outputs", ()):
                 for kind, table in output.get("data", {}).items():
                     if kind.endswith("text/html"):  # also what is glued
-                        output["data"][kind] = without_empty_headers("".join(table))
+                        table = with_index_in_its_corner("".join(table))
+                        output["data"][kind] = without_empty_headers(table)
         source[0] = json.dumps(notebook)
+
+
+def with_index_in_its_corner(table: str) -> str:
+    """Put the names of an index beside those of the columns, where pandas leaves a corner empty.
+
+    Examples
+    --------
+    >>> with_index_in_its_corner("<tr><th></th><th>a</th></tr><tr><th>seed</th><th></th></tr>")
+    '<tr><th>seed</th><th>a</th></tr>'
+    """
+
+    def joined(rows: re.Match[str]) -> str:
+        fits = rows["corner"].count("<th>") == rows["index"].count("<th>")
+        return f"{rows['index']}{rows['columns']}</tr>" if fits else rows[0]
+
+    return _TWO_ROWS.sub(joined, table)
 
 
 def without_empty_headers(table: str) -> str:
