@@ -24,7 +24,7 @@ _SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")
 
 #: The columns' names, and below them the names of the index in a row that is empty else.
 _TWO_ROWS = re.compile(
-    r"(?P<corner>(?:<th></th>\s*)+)(?P<columns>(?:<th[^>]*>[^<]+</th>\s*)+)"
+    r"(?P<corner>(?:<th></th>\s*)*?<th>(?P<across>[^<]*)</th>\s*)(?P<columns>(?:<th[^>]*>[^<]+</th>\s*)+)"
     r"</tr>\s*<tr[^>]*>\s*(?P<index>(?:<th>[^<]+</th>\s*)+)(?:<th></th>\s*)+</tr>"
 )
 
@@ -45,17 +45,22 @@ def _mend_tables(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def with_index_in_its_corner(table: str) -> str:
-    """Put the names of an index beside those of the columns, where pandas leaves a corner empty.
+    """Put the names of an index into the corner of a table, above which pandas leaves a row.
 
     Examples
     --------
-    >>> with_index_in_its_corner("<tr><th></th><th>a</th></tr><tr><th>seed</th><th></th></tr>")
-    '<tr><th>seed</th><th>a</th></tr>'
+    >>> columns, index = "<th>a</th><th>b</th></tr>", "<tr><th>seed</th><th></th><th></th></tr>"
+    >>> with_index_in_its_corner("<tr><th></th>" + columns + index)
+    '<tr><th>seed</th><th>a</th><th>b</th></tr>'
+    >>> with_index_in_its_corner("<tr><th>step</th>" + columns + index)
+    '<tr><th>seed, by step</th><th>a</th><th>b</th></tr>'
     """
 
     def joined(rows: re.Match[str]) -> str:
-        fits = rows["corner"].count("<th>") == rows["index"].count("<th>")
-        return f"{rows['index']}{rows['columns']}</tr>" if fits else rows[0]
+        if rows["corner"].count("<th>") != rows["index"].count("<th>"):
+            return rows[0]
+        by = f", by {rows['across']}</th>" if rows["across"] else "</th>"
+        return by.join(rows["index"].rsplit("</th>", 1)) + rows["columns"] + "</tr>"
 
     return _TWO_ROWS.sub(joined, table)
 

@@ -156,6 +156,17 @@ def scattered_folds(page: Path) -> list[str]:
     ]
 
 
+def hollow_headers(page: Path) -> list[str]:
+    """Find tables with a row of headers of which most are empty."""
+    return [
+        f"has a row of empty headers: {table.get_text(' ', strip=True)[:40]}"
+        for table in parsed(page).select("table")
+        for row in table.select("thead tr")
+        if (words := [cell.get_text(strip=True) for cell in row.select("th, td")])
+        and words.count("") > len(words) / 2
+    ]
+
+
 def _around(pattern: re.Pattern[str], text: str) -> Iterator[str]:
     for match in pattern.finditer(text):
         yield repr(text[max(match.start() - 30, 0) : match.end() + 30])

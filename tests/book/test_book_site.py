@@ -69,6 +69,7 @@ def test_page(name, check):
         site_checks.doubled_backslashes,
         site_checks.unanswered_exercises,
         site_checks.scattered_folds,
+        site_checks.hollow_headers,
     ],
 )
 def test_text(name, check):
@@ -400,6 +401,11 @@ ALT = "A picture of something, told in words"
             "scattered_folds",
             '<div class="cell tag_hide-input">a</div>' * 2,
             "two folds in a row: a",
+        ),
+        (
+            "hollow_headers",
+            "<table><thead><tr><td>a</td><td></td><td></td></tr></thead></table>",
+            "empty headers: a",
         ),
     ],
 )
