@@ -24,13 +24,14 @@ measured, beside other work, which made the cells slow.
 
 from __future__ import annotations
 
-from studies._search import Block, Search, probes
+from dataclasses import replace
+
+from studies import rivals_on_digits as neighbour
+from studies._search import Block, probes
 
 #: Loss and critic steps.
 BLOCKS: tuple[Block, ...] = (("wasserstein", 1),)
-#: Generator steps of a run, by the critic steps for each and by its part.
-STEPS = {1: {"probe": 150, "tuning": 900, "wider": 900, "test": 3000}}
-SEARCH = Search("mnist", 16, 64, 32, BLOCKS, STEPS, tuple(range(10)))
+SEARCH = replace(neighbour.SEARCH, blocks=BLOCKS)
 
 #: How far the logarithm of a distance may be off on another machine, in the row of `beginning`.
 TOLERANCE = {"log distance": 0.35}
@@ -38,7 +39,7 @@ TOLERANCE = {"log distance": 0.35}
 #: The claims whose criteria it is measured under.
 CLAIMS = ("SP5",)
 #: The grids that chapter 6 shows, by what their cells hold, and the step.
-PICTURES = (({"part": "test", "seed": 0}, STEPS[1]["test"]),)
+PICTURES = neighbour.PICTURES
 
 
 #: What `studies` asks of each.
