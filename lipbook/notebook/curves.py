@@ -76,3 +76,20 @@ def steps_to(runs: pd.DataFrame, level: float, *, for_good: bool = False) -> pd.
     heights = np.log(falling.to_numpy(float))
     found = [np.exp(np.interp(np.log(level), row, steps)) for row in heights]
     return pd.Series(found, runs.index, dtype=float)
+
+
+def fell_back(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Tell which runs end farther off than `LEVEL` times the nearest that they came.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        Distances, one row a run and one column a step, in order.
+
+    Examples
+    --------
+    >>> runs = pd.DataFrame([[8.0, 2.0, 1.0], [8.0, 2.0, 2.4], [8.0, 2.0, 2.6]])
+    >>> fell_back(runs).tolist()
+    [False, False, True]
+    """
+    return runs.iloc[:, -1] > LEVEL * runs.min(axis=1)

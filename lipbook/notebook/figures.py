@@ -202,7 +202,10 @@ def training_curve(ax: Axes, runs: pd.DataFrame, *, middle: str = "mean", **line
 
 
 def forest(
-    ax: Axes, found: Mapping[str, Sequence[ArrayLike]], colours: Sequence[str] = ("C0",)
+    ax: Axes,
+    found: Mapping[str, Sequence[ArrayLike]],
+    colours: Sequence[str] = ("C0",),
+    hollow: Mapping[str, Sequence[ArrayLike]] | None = None,
 ) -> None:
     """Draw ratios as rows: a dot a run, and below them the 95 % interval of their geometric mean.
 
@@ -213,6 +216,8 @@ def forest(
     found : mapping of str to sequence of array_like
         The label of each row, and its ratios, one array a colour.
     colours : sequence of str, default ("C0",)
+    hollow : mapping of str to sequence of array_like, optional
+        As `found`, true for each run whose dot is to be a ring; a row left out has none.
 
     Examples
     --------
@@ -222,17 +227,30 @@ def forest(
     ['faces']
     >>> plt.close(figure)
     """
-    for y, group in enumerate(found.values()):
-        for k, (values, colour) in enumerate(zip(group, colours, strict=True)):
-            _row(ax, y + 0.44 * k - 0.22 * (len(group) - 1), np.asarray(values), colour)
+    for y, (name, group) in enumerate(found.items()):
+        apart = 0.88 / len(group)
+        rings = (hollow or {}).get(name, [()] * len(group))
+        for k, (values, colour, rung) in enumerate(zip(group, colours, rings, strict=True)):
+            height = y + apart * (k - (len(group) - 1) / 2)
+            _row(ax, height, np.asarray(values), colour, np.asarray(rung, dtype=bool))
     ax.axvline(1, color="black", ls="--", lw=1)
     ax.set(xscale="log", ylim=(len(found) - 0.5, -0.5))
     ax.set_yticks(range(len(found)), list(found))
     plain_ticks(ax.xaxis)
 
 
-def _row(ax: Axes, y: float, ratios: np.ndarray[Any, Any], colour: str) -> None:
-    ax.plot(ratios, np.full(len(ratios), y - 0.1), "o", ms=3, color=colour)
+def _row(
+    ax: Axes,
+    y: float,
+    ratios: np.ndarray[Any, Any],
+    colour: str,
+    hollow: np.ndarray[Any, np.dtype[np.bool_]],
+) -> None:
+    full = ~hollow if hollow.size else np.ones(len(ratios), dtype=bool)
+    ax.plot(ratios[full], np.full(full.sum(), y - 0.1), "o", ms=3, color=colour)
+    if not full.all():
+        ring: Any = {"ms": 4, "mfc": "white", "mew": 1, "color": colour}
+        ax.plot(ratios[~full], np.full((~full).sum(), y - 0.1), "o", **ring)
     mean, bar = np.exp(np.log(ratios).mean()), y + 0.08
     ax.plot(interval(ratios.tolist(), "log"), [bar, bar], lw=3, color=colour)
     ax.plot(mean, bar, "o", ms=7, color=colour)

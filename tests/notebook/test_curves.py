@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from lipbook.notebook.curves import quotients, steps_to
+from lipbook.notebook.curves import LEVEL, fell_back, quotients, steps_to
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,18 @@ def test_a_run_that_goes_up_again_is_there_for_good_later():
     assert last.tolist() == pytest.approx([10**3.5, 10**1.5, 10**4])
     found = quotients(runs.iloc[:1], runs.iloc[1:2].set_axis([0]), 2, for_good=True)
     assert found.steps.tolist() == pytest.approx([100])
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"),
+    [
+        ((8, 4, 2), False),
+        ((8, 4, 4 * LEVEL), False),  # at the level is not beyond it
+        ((8, 4, 4 * LEVEL + 0.01), True),
+        ((8, 4, 9, 4), False),  # back again in time
+        ((4, 8), True),
+    ],
+)
+def test_a_run_fell_back_if_it_ends_far_beyond_its_nearest(distances, expected):
+    runs = pd.DataFrame([distances, [1.0] * len(distances)], index=[3, 7])
+    assert fell_back(runs).to_dict() == {3: expected, 7: False}

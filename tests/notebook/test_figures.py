@@ -85,6 +85,27 @@ def test_a_forest_has_a_row_a_label_and_a_bar_a_colour():
     assert list(ax.lines[-1].get_xdata()) == [1, 1]
 
 
+def test_a_forest_draws_the_runs_that_are_named_as_rings():
+    _, (ax,) = figures.panels(1)
+    rows = {"digits": [[1.0, 4.0, 2.0]], "faces": [[3.0]]}
+    figures.forest(ax, rows, hollow={"digits": [[False, True, False]]})
+    dots, rings, _, middle = ax.lines[:4]
+    np.testing.assert_allclose(dots.get_xdata(), [1, 2])
+    np.testing.assert_allclose(rings.get_xdata(), [4])
+    assert rings.get_markerfacecolor() == "white"
+    assert dots.get_markerfacecolor() == rings.get_color() == middle.get_color()
+    np.testing.assert_allclose(middle.get_xdata(), [2])  # a ring counts like a dot
+
+
+def test_the_bars_of_a_row_of_a_forest_do_not_reach_the_next_row():
+    _, (ax,) = figures.panels(1)
+    figures.forest(ax, {"a": [[1.0, 2.0]] * 3, "b": [[1.0, 2.0]] * 3}, ("C0", "C1", "C2"))
+    heights = [line.get_ydata()[0] for line in ax.lines[:-1]]
+    assert max(heights[:9]) < min(heights[9:])
+    assert min(heights) > -0.5
+    assert max(heights) < 1.5
+
+
 def test_a_band_reads_tensors():
     _, (ax,) = figures.panels(1)
     figures.band(ax, torch.arange(2), torch.tensor([[1.0, 2.0]]), label="one seed")
