@@ -176,7 +176,10 @@ class Equations(ClaimsDirective):
 
 
 class Fails(ClaimsDirective):
-    """What fails as printed, as links to the errata: all in one line, or each in a line."""
+    """What fails as printed, as links to the errata.
+
+    All in one line; with *each*, each in a line; with *instead*, each struck out, and what holds.
+    """
 
     optional_arguments = 1
 
@@ -184,11 +187,18 @@ class Fails(ClaimsDirective):
         """Return the links, in lines of their own behind what is printed."""
         found = self.having(FAILS)
         links = [_link(f"errata.html#{nodes.make_id(_heading(e))}", e.short) for e in found]
+        if "instead" in self.arguments:
+            return "\n".join(map(self.struck, found))
         if self.arguments:
             lines = zip(found, links, strict=True)
             return "\n".join(f"- {entry.says} → {link}" for entry, link in lines)
         count = _COUNTS.get(len(found), str(len(found)))
         return f"{count} fail as printed. What holds instead: {'; '.join(links)}." if links else ""
+
+    def struck(self, entry: Entry) -> str:
+        """Return a claim with a line through it, what holds instead, and where it is refuted."""
+        link = _link(f"errata.html#{nodes.make_id(_heading(entry))}", entry.id)
+        return f"- <s>{html.escape(entry.says)}</s><br>**Instead:** {entry.corrected} ({link})"
 
 
 class Errata(ClaimsDirective):

@@ -244,7 +244,7 @@ def test_each_claim_that_did_not_hold_has_its_section(name, verdicts):
     assert sorted(told) == sorted(e.id for e in built().claims if e.verdict in verdicts)
 
 
-@pytest.mark.parametrize("name", ["index", "errata"])
+@pytest.mark.parametrize("name", ["index", "errata", "where_this_leaves_us"])
 def test_what_fails_is_listed_and_each_link_has_its_section(name):
     sections = {
         f"errata.html#{section['id']}" for section in page("errata").select("section > section")
