@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipbook._checks import (
     check_count,
@@ -39,6 +38,7 @@ from lipbook.power_iteration import (
     KrylovBasis,
     NormBounds,
     fresh_start,
+    only_once,
     random_start,
     top_of_krylov,
 )
@@ -232,7 +232,8 @@ def conv_spectral_norm(
     -------
     Tensor, shape ()
         In the dtype of `kernel`, and differentiable once: with the top singular vectors u and v
-        taken for constants, the gradient is that of ``⟨u, conv(v)⟩``.
+        taken for constants, the gradient is that of ``⟨u, conv(v)⟩``. A second time raises a
+        RuntimeError.
 
     Raises
     ------
@@ -288,15 +289,18 @@ class _Differentiable(torch.autograd.Function):
         return sigma.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (kernel,) = ctx.saved_tensors
         image = ctx.search.image(ctx.weights).double()
         with torch.enable_grad():
-            kernel = kernel.detach().requires_grad_()
-            stretched = torch.linalg.vector_norm(ctx.conv(image, kernel))
-        (gradient,) = torch.autograd.grad(stretched, kernel, grad)
-        return gradient, None, None, None, None
+            known = kernel.detach().requires_grad_()
+            stretched = torch.linalg.vector_norm(ctx.conv(image, known))
+        (gradient,) = torch.autograd.grad(stretched, known, grad)
+        refusal = (
+            "conv_spectral_norm can be differentiated once only; the induced norm of conv_matrix "
+            "any number of times"
+        )
+        return only_once(gradient, kernel, refusal), None, None, None, None
 
 
 class _Search:

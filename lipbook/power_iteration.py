@@ -13,13 +13,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
 from lipbook._checks import (
@@ -445,8 +444,8 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     -------
     Tensor, shape (...)
         In the dtype of `matrix`. The gradient is ``u vᵀ``, a subgradient where the top singular
-        value is repeated, and 0 at a zero matrix. Differentiating twice raises a RuntimeError,
-        except with ``method="svd"``.
+        value is repeated, and 0 at a zero matrix (``"svd"`` has another there). Differentiating
+        twice raises a RuntimeError, except with ``method="svd"``.
 
     Raises
     ------
@@ -573,15 +572,36 @@ class _Attached(torch.autograd.Function):
     """A norm that is known, with its gradient ``u vᵀ``; a second one would be wrong, and raises."""
 
     @staticmethod
-    def forward(ctx: Any, _: Tensor, sigma: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def forward(ctx: Any, tall: Tensor, sigma: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(left, right)
+        ctx.tall = tall  # not saved: that nobody writes to it counts for a second derivative only
         return sigma.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         left, right = ctx.saved_tensors
-        return (grad[..., None] * left)[..., None] * right[..., None, :], None, None, None
+        gradient = (grad[..., None] * left)[..., None] * right[..., None, :]
+        refusal = "spectral_norm can be differentiated once only; method='svd' any number of times"
+        return only_once(gradient, ctx.tall, refusal), None, None, None
+
+
+class _OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, _: Tensor, refusal: str) -> Tensor:
+        ctx.refusal = refusal
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise RuntimeError(ctx.refusal)
+
+
+def only_once(gradient: Tensor, of: Tensor, refusal: str) -> Tensor:
+    """Return a gradient that is known as a function of nothing, so that its own would be wrong."""
+    if not torch.is_grad_enabled():
+        return gradient
+    refusing: Any = super(torch.autograd.Function, _OnlyOnce).apply  # for batches of gradients, too
+    return cast(Tensor, refusing(gradient, of, refusal))
 
 
 def fresh_start(n: int, like: Tensor, step: int) -> Tensor:

@@ -314,8 +314,19 @@ def test_second_derivative_is_right_or_refused():
     matrix = gaussian(4, 3).requires_grad_()
     assert gradgradcheck(lambda w: spectral_norm(w, method="svd"), matrix)
     (grad,) = torch.autograd.grad(spectral_norm(matrix).square(), matrix, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="can be differentiated once only; method='svd' any"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("method", ["auto", "gram", "lanczos"])
+@pytest.mark.parametrize("beside", [lambda w: w.square().sum() / 2, torch.zeros_like])
+def test_no_second_derivative_leaves_the_norm_out(method, beside):
+    """It did, unnoticed, as soon as the loss held anything else."""
+    matrix = gaussian(4, 3).requires_grad_()
+    loss = spectral_norm(matrix @ matrix.T, method=method) + beside(matrix).sum()
+    (grad,) = torch.autograd.grad(loss, matrix, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once only; method='svd' any"):
+        torch.autograd.grad(grad.sum(), matrix)
 
 
 @every_method
