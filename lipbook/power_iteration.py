@@ -263,7 +263,7 @@ def golub_kahan_lanczos(
     rmatvec : callable
         ``y -> Aᵀ y``, from there to shape (n,).
     start : Tensor, shape (n,)
-        Random direction in the domain of `matvec`, not 0.
+        Random direction in the domain of `matvec`, finite and not 0; of any length.
     rtol : float, default 1e-6
         Relative accuracy of the norm.
     max_steps : int, optional
@@ -272,7 +272,14 @@ def golub_kahan_lanczos(
     Returns
     -------
     Lanczos
-        ``right, tridiagonal, converged``. The norm is ``‖matvec(right)‖``.
+        ``right, tridiagonal, converged``, constants for autograd. The norm is ``‖matvec(right)‖``.
+
+    Raises
+    ------
+    TypeError
+        If `start` is no floating-point tensor, or a number has the wrong type.
+    ValueError
+        If `start` is zero, or not finite, or no vector, or a number is out of range.
 
     Examples
     --------
@@ -287,13 +294,16 @@ def golub_kahan_lanczos(
     check_positive(rtol, "rtol")
     if max_steps is not None:
         check_count(max_steps, "max_steps")
+    start = check_tensor(start, "start", ndim=1).detach()
     if not bool(start.any()):
         raise ValueError("start must not be zero")
-    basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
+    start = split_scale(start[None])[0][0]  # 1e-40 has no inverse
     n = start.numel()
     max_steps = n if max_steps is None else min(max_steps, n)
-    found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps, fresh=basis.fresh)
-    right = basis.combine(found.weights)
+    with torch.no_grad():
+        basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
+        found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps, fresh=basis.fresh)
+        right = basis.combine(found.weights)
     off_diagonal = found.off_diagonal
     tridiagonal = np.diag(found.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
     return Lanczos(

@@ -22,7 +22,8 @@ more about it, so that a new one needs no change to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ from lipbook._checks import (
     untransformable,
     wrong_type,
 )
-from lipbook._layers import BATCH_NORM, mixes_rows, normal_state
+from lipbook._layers import BATCH_NORM, mixes_rows, normal_state, reached
 from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
@@ -254,7 +255,8 @@ def gradient_penalty(
         sample alone. Labels and other conditions belong into a function:
         ``gradient_penalty(lambda x: critic(x, labels), real, fake)``. Of a map of scores, shape
         (n, 1, …), the mean counts, as it does in the losses; for the sum, which some patch critics
-        take, pass ``lambda x: critic(x).flatten(1).sum(1)``.
+        take, pass ``lambda x: critic(x).flatten(1).sum(1)``. Networks are seen through functions,
+        bound methods and `functools.partial`, whatever they name; not inside other objects.
     real, fake : Tensor, shape (n, ...)
         Of one shape, dtype and device. Both are taken as constants: no gradient flows into the
         generator.
@@ -662,8 +664,10 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
             return _mean_square(critic, points, target, one_sided)
     if is_transforming():
         raise untransformable("a gradient penalty", "take torch.autograd.grad or backward")
-    _refuse_batch_norm(critic)
-    with normal_state([critic] if isinstance(critic, nn.Module) else []):
+    modules = reached(critic)
+    if isinstance(critic, nn.Module):
+        _refuse_batch_norm(critic)
+    with normal_state(modules), _refusing_batch_norms(modules if modules != [critic] else []):
         gradients = _input_gradients(critic, constant(points).requires_grad_())
     deviations = gradient_norms(gradients) - target
     return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
@@ -747,16 +751,34 @@ def _check_scores(scores: Tensor, name: str) -> Tensor:
     return check_tensor(scores, name, finite=False)
 
 
-def _refuse_batch_norm(critic: Critic) -> None:
-    if not isinstance(critic, nn.Module):
-        return
-    for layer in critic.modules():
-        if mixes_rows(layer) or (isinstance(layer, BATCH_NORM) and layer.training):
+def _refuse_batch_norm(layer: nn.Module, *_: object) -> None:
+    """Refuse what holds a layer whose scores depend on the whole batch."""
+    for part in layer.modules():
+        if mixes_rows(part) or (isinstance(part, BATCH_NORM) and part.training):
+            state, way_out = "in training mode", ", or critic.eval()"
+            if mixes_rows(part):
+                state, way_out = "without running statistics", ""
             raise ValueError(
-                "critic must not hold a BatchNorm layer in training mode: it lets a score depend "
-                "on the whole batch, and the penalty is on the gradient of each sample's own "
-                "score; take nn.LayerNorm or nn.GroupNorm, or critic.eval()"
+                f"critic must not hold a BatchNorm layer {state}: it lets a score depend on the "
+                "whole batch, and the penalty is on the gradient of each sample's own score; take "
+                f"nn.LayerNorm or nn.GroupNorm{way_out}"
             )
+
+
+@contextmanager
+def _refusing_batch_norms(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Refuse them where they run, in modules of which a function may use a part."""
+    parts = {part for module in modules for part in module.modules()}
+    hooks = [
+        part.register_forward_pre_hook(_refuse_batch_norm)
+        for part in parts
+        if isinstance(part, BATCH_NORM) and (part.training or mixes_rows(part))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _frobenius_norm(matrix: Tensor) -> Tensor:

@@ -477,6 +477,15 @@ def test_lanczos_basis_stays_orthogonal():
     )
 
 
+@pytest.mark.parametrize("length", [1.0, 1e-40])
+def test_lanczos_takes_weights_and_starts_of_any_length(length):
+    weight = nn.Linear(3, 4).weight
+    found = golub_kahan_lanczos(weight.mv, weight.T.mv, torch.full((3,), length))
+    assert found.converged
+    assert not found.right.requires_grad
+    assert weight.mv(found.right).norm().item() == pytest.approx(spectral_norm(weight).item(), rel=1e-5)
+
+
 def test_lanczos_reports_failure():
     matrix = gaussian(200, 180)
     start = random_start(180, like=matrix)
@@ -572,6 +581,10 @@ I = torch.eye(2)  # noqa: E741
         (lambda: spectral_norm(I, method="qr"), ValueError, "method must be .* got 'qr'"),
         (lambda: spectral_norm(I, rtol=0.0), ValueError, "rtol must be a finite number above 0"),
         (lambda: spectral_norm_bounds(I, n_squarings=-1), ValueError, "n_squarings .* got -1"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I[0] / 0), ValueError, "start must be finite"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I[0].int()), TypeError, "start must have a real"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, [1.0, 1.0]), TypeError, "start must be a torch.T"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I), ValueError, "start must have 1 axes"),
         (lambda: article_keras_spectral_norm(I, 0), ValueError, "n_iterations must be at least 1"),
         (lambda: article_keras_spectral_norm(I.int()), TypeError, "kernel must have a real"),
         (lambda: article_keras_spectral_norm(I.sum()), ValueError, "kernel must have at least 1"),

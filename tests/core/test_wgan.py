@@ -1,9 +1,12 @@
 """Losses, the gradient penalty and the constraints, against formulas and other routes."""
 
 import copy
+import functools
 import itertools
 import math
 from functools import partial
+
+from types import SimpleNamespace
 
 import pytest
 import scipy.stats
@@ -357,11 +360,17 @@ def test_penalty_takes_flat_scores_views_images_and_conditions():
 def test_batch_norm_is_refused_with_the_reason(layer):
     critic = nn.Sequential(nn.Linear(2, 4), nn.Sequential(layer), nn.Linear(4, 1))
     real, fake = torch.randn(2, 5, 2, generator=rng())
-    reason = "BatchNorm layer in training mode: it lets a score depend"
-    with pytest.raises(ValueError, match=reason):
-        gradient_penalty(critic, real, fake)
-    with pytest.raises(ValueError, match=reason):
-        GradientPenalty().penalty(critic, real, fake, rng())
+    reason = "BatchNorm layer (in training mode|without running statistics): it lets a score depend"
+    holder = SimpleNamespace(net=critic)
+    label = functools.partial(lambda x, net, sign: sign * net(x), net=critic, sign=-1)
+    for function in (critic, lambda x: critic(x), lambda x: holder.net(x), critic.forward, label):
+        with pytest.raises(ValueError, match=reason):
+            gradient_penalty(function, real, fake)
+        with pytest.raises(ValueError, match=reason):
+            R1Penalty().penalty(function, real, fake, rng())
+    assert not any(module._forward_pre_hooks for module in critic[1:].modules())
+    other = nn.Linear(2, 1)  # beside one that is there and does not run
+    gradient_penalty(lambda x: other(x) if holder.net else critic(x), real, fake)
 
 
 def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
@@ -369,7 +378,7 @@ def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
     real, fake = torch.randn(2, 5, 2, generator=rng())
     assert gradient_penalty(critic.eval(), real, fake).isfinite()
     critic[1] = nn.BatchNorm1d(4, track_running_stats=False).eval()
-    with pytest.raises(ValueError, match="BatchNorm"):
+    with pytest.raises(ValueError, match="without running statistics: .*nn.GroupNorm$"):
         gradient_penalty(critic, real, fake)
 
 
@@ -470,6 +479,7 @@ def test_a_critic_that_was_made_in_inference_mode_has_its_penalties(penalty):
     weights = [*critic.parameters()]
     value = penalty(critic, *samples)
     assert value.item() == pytest.approx(penalty(ordinary, *samples).item())
+    assert penalty(lambda x: critic(x), *samples).item() == value.item()
     assert all(map(torch.equal, weights, critic.parameters()))
     assert all(parameter.is_inference() for parameter in critic.parameters())
     lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1)).double()
