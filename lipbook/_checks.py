@@ -146,6 +146,17 @@ def is_transforming() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def refuse_transforms(tensor: object, name: str, instead: str) -> None:
+    """Refuse a tensor for whose norm a graph would not do."""
+    if is_transformed(tensor):
+        raise untransformable(name, instead)
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            f"torch.jit.trace would keep one value of {name}, whatever it is called with; take it "
+            "outside of the trace, or torch.linalg.matrix_norm"
+        )
+
+
 def untransformable(name: str, instead: str) -> RuntimeError:
     """Return the refusal of such a call, which would else be torch's own, in other words."""
     return RuntimeError(f"torch.func cannot transform {name}; {instead}")

@@ -30,8 +30,7 @@ from lipbook._checks import (
     check_count,
     check_positive,
     check_tensor,
-    is_transformed,
-    untransformable,
+    refuse_transforms,
 )
 from lipbook.matrix_norms import split_scale
 from lipbook.power_iteration import (
@@ -252,11 +251,11 @@ def conv_spectral_norm(
     ValueError: input_size must reach the extent 3 of the kernel on axis 0, ...
     """
     check_positive(rtol, "rtol")
-    if is_transformed(kernel):
-        raise untransformable(
-            "conv_spectral_norm",
-            "take torch.autograd, or the induced norm of conv_matrix, which it can differentiate",
-        )
+    refuse_transforms(
+        kernel,
+        "conv_spectral_norm",
+        "take torch.autograd, or the induced norm of conv_matrix, which it can differentiate",
+    )
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     working = torch.float64 if kernel.dtype == torch.float64 else torch.float32
@@ -478,8 +477,7 @@ def conv_norm_bounds(
     ValueError: oversampling must be at least 3, got 2
     """
     check_count(oversampling, "oversampling", least=3)
-    if is_transformed(kernel):
-        raise untransformable("conv_norm_bounds", "take one kernel after the other")
+    refuse_transforms(kernel, "conv_norm_bounds", "take one kernel after the other")
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     with torch.no_grad():

@@ -501,8 +501,9 @@ def project_spectral_(
             else:
                 norm = _exact_norm(layer, value, shapes.get(layer))
                 norm = torch.where(norm > 0, norm, coefficient)
-                factor = coefficient / norm  # infinite for a subnormal norm
-                quotient = value * factor if factor.isfinite() else value / norm * coefficient
+                factor = coefficient / norm  # infinite for a subnormal norm, or 0
+                in_range = torch.finfo(factor.dtype).tiny <= factor < torch.inf
+                quotient = value * factor if in_range else value / norm * coefficient
             quotients.append((weight, quotient))
         for weight, quotient in quotients:  # once none is refused
             weight.assign(quotient)

@@ -214,7 +214,7 @@ class Normalization(nn.Module):
         """Take the vectors for those of the weight that is read next, or of none."""
         self.__dict__.pop("_owner", None)
         if foreign:
-            self.__dict__["_owner"] = _working(self._u).new_full((), math.nan)
+            self.__dict__["_owner"] = _working(next(self.buffers())).new_full((), math.nan)
 
     def _is_foreign(self, weight: Tensor) -> bool:
         """Whether the vectors are known to belong to another weight."""
@@ -323,7 +323,9 @@ def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> T
     A quotient, since the derivative of ``1/σ`` is 0 where the square of σ overflows.
     """
     sigma = _sum_of(weight * left.conj() * right.conj())
-    return weight / (torch.threshold(sigma, options.flat, options.coefficient) / options.coefficient)
+    return weight / (
+        torch.threshold(sigma, options.flat, options.coefficient) / options.coefficient
+    )
 
 
 def _with_slope(sigma: Tensor, slope: Any) -> Tensor:

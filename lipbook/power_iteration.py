@@ -25,8 +25,7 @@ from lipbook._checks import (
     check_count,
     check_positive,
     check_tensor,
-    is_transformed,
-    untransformable,
+    refuse_transforms,
     unusable,
     wrong_type,
 )
@@ -485,11 +484,11 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
         raise error
     if method == "svd":
         return induced_norm(matrix, 2)
-    if is_transformed(matrix):
-        raise untransformable(
-            "spectral_norm",
-            "of its methods it can differentiate 'svd', and a batch of matrices needs no vmap",
-        )
+    refuse_transforms(
+        matrix,
+        "spectral_norm",
+        "of its methods it can differentiate 'svd', and a batch of matrices needs no vmap",
+    )
     unit, scale = matrix, None
     top = _by_blas(matrix, method, rtol)
     if top is None:
@@ -700,6 +699,8 @@ def _by_blas(matrix: Tensor, method: Method, rtol: float) -> _Top | None:
     None, too, for entries that are not finite or whose squares are not safe. That is asked here and
     not of `split_scale`: for small matrices of the Gram matrix, which is needed anyhow.
     """
+    if torch.compiler.is_compiling():  # which knows NumPy's memory only
+        return None
     if not (type(matrix) in (Tensor, nn.Parameter) and matrix.is_cpu and matrix.ndim == 2):
         return None
     if matrix.dtype not in (torch.float32, torch.float64) or matrix.numel() == 0:

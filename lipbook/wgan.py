@@ -203,7 +203,7 @@ def interpolate(
     Returns
     -------
     Tensor, shape (n, ...)
-        ``ε · real + (1 - ε) · fake``, differentiable in both.
+        ``ε · real + (1 - ε) · fake``, differentiable in both; their difference must be finite, too.
 
     Raises
     ------
@@ -362,8 +362,8 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        If `c` is not a finite number above 0, or what makes a weight does not let it be bounded, or
-        a lazy layer has none yet.
+        If `c` is not a finite number above 0, or a weight is not finite, or complex, or what makes
+        it does not let it be bounded, or a lazy layer has none yet.
 
     Examples
     --------
@@ -376,18 +376,19 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     """
     check_positive(c, "c")
     with torch.no_grad():
-        for weight in list(used_weights(module)):  # all of them or none
-            value = weight.value()
-            bound = min(c, torch.finfo(value.dtype).max) if value.is_floating_point() else c
+        weights = list(used_weights(module))
+        values = [_check_weight(weight.value(), weight.name) for weight in weights]  # all or none
+        for weight, value in zip(weights, values, strict=True):
+            bound = _rounded_down(c, value.dtype)
             if weight.parametrizations is None:
                 value.clamp_(-bound, bound)
-            elif value.abs().max() > c:
+            elif value.abs().amax() > c:
                 weight.assign(value.clamp(-bound, bound))
     return module
 
 
 def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
-    """Scale every matrix and kernel down to a Frobenius norm of at most `limit`.
+    """Scale every matrix and kernel down to a Frobenius norm of at most `limit`, up to rounding.
 
     These are the weights with two axes or more, as the layers use them (see `clip_weights_`):
     biases do not stretch. With 1-Lipschitz activations, a chain of k dense layers then has a
@@ -408,8 +409,8 @@ def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        If `limit` is not a finite number above 0, the module has no matrix, or what makes a weight
-        does not let it be bounded.
+        If `limit` is not a finite number above 0, the module has no matrix, one is not finite, or
+        what makes a weight does not let it be bounded.
 
     Examples
     --------
@@ -422,8 +423,9 @@ def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     """
     check_positive(limit, "limit")
     with torch.no_grad():
-        for weight in used_matrices(module):
-            value = weight.value()
+        weights = used_matrices(module)
+        values = [_check_weight(weight.value(), weight.name) for weight in weights]
+        for weight, value in zip(weights, values, strict=True):
             factor = (limit / _frobenius_norm(value)).clamp(max=1.0)
             if weight.parametrizations is None:
                 value.mul_(factor)
@@ -789,6 +791,24 @@ def _frobenius_norm(matrix: Tensor) -> Tensor:
     unit = torch.ldexp(one, (exponent - 1).clamp(min=-120))  # finite and not 0 in any dtype
     norm: Tensor = torch.linalg.vector_norm(matrix / unit, dtype=dtype)
     return unit * norm
+
+
+def _check_weight(value: Tensor, name: str) -> Tensor:
+    numbers = value.is_floating_point() or value.is_complex()
+    return check_tensor(value, name) if numbers and value.numel() else value
+
+
+def _rounded_down(limit: float, dtype: torch.dtype) -> float:
+    """Return a limit that numbers of a dtype can have; in half precision it must not be above."""
+    if not dtype.is_floating_point:
+        return limit
+    limit = min(limit, torch.finfo(dtype).max)
+    if dtype.itemsize > 2:  # as torch rounds it
+        return limit
+    bound = torch.tensor(limit, dtype=dtype)
+    if bound.item() > limit:
+        bound = torch.nextafter(bound, torch.zeros_like(bound))
+    return float(bound)
 
 
 def _check_target(target: float, one_sided: bool) -> None:

@@ -100,6 +100,13 @@ def test_exact_projection():
     torch.testing.assert_close(bn.weight.detach(), torch.full((3,), 2.0), rtol=1e-4, atol=0)
 
 
+def test_projection_to_a_norm_far_below_the_weights():
+    layer = nn.Linear(3, 3)
+    layer.weight.data.mul_(1e25)
+    project_spectral_(layer, coefficient=1e-25)
+    assert norm(1e25 * layer.weight) == pytest.approx(1, rel=1e-5)
+
+
 def test_projection_of_the_smallest_numbers():
     """Their norm has two digits, and its inverse is infinite."""
     layer = nn.Linear(30, 30)

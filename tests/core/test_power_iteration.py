@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from fractions import Fraction
@@ -483,7 +484,9 @@ def test_lanczos_takes_weights_and_starts_of_any_length(length):
     found = golub_kahan_lanczos(weight.mv, weight.T.mv, torch.full((3,), length))
     assert found.converged
     assert not found.right.requires_grad
-    assert weight.mv(found.right).norm().item() == pytest.approx(spectral_norm(weight).item(), rel=1e-5)
+    assert weight.mv(found.right).norm().item() == pytest.approx(
+        spectral_norm(weight).item(), rel=1e-5
+    )
 
 
 def test_lanczos_reports_failure():
@@ -593,6 +596,17 @@ I = torch.eye(2)  # noqa: E741
 def test_refused_options(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("n", [4, 200])
+def test_compiled_and_traced(n):
+    matrix = gaussian(n + 5, n)
+    torch.compiler.reset()
+    for method in ("auto", "gram", "lanczos"):
+        found = torch.compile(functools.partial(spectral_norm, method=method), backend="eager")
+        torch.testing.assert_close(found(matrix), spectral_norm(matrix))
+    with pytest.raises(RuntimeError, match="trace would keep one value of spectral_norm, whatever"):
+        torch.jit.trace(spectral_norm, matrix, check_trace=False)
 
 
 def test_torch_func_is_told_what_it_can_transform():

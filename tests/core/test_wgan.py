@@ -5,7 +5,6 @@ import functools
 import itertools
 import math
 from functools import partial
-
 from types import SimpleNamespace
 
 import pytest
@@ -378,7 +377,7 @@ def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
     real, fake = torch.randn(2, 5, 2, generator=rng())
     assert gradient_penalty(critic.eval(), real, fake).isfinite()
     critic[1] = nn.BatchNorm1d(4, track_running_stats=False).eval()
-    with pytest.raises(ValueError, match="without running statistics: .*nn.GroupNorm$"):
+    with pytest.raises(ValueError, match=r"without running statistics: .*GroupNorm$"):
         gradient_penalty(critic, real, fake)
 
 
@@ -557,6 +556,26 @@ def test_a_bound_beyond_the_dtype_clips_nothing(dtype):
     state = {name: x.clone() for name, x in critic.to(dtype).state_dict().items()}
     clip_weights_(critic, 1e300)
     assert all(torch.equal(x, state[name]) for name, x in critic.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_weight_is_rounded_to_above_the_bound(dtype):
+    torch.manual_seed(0)
+    assert clip_weights_(nn.Linear(9, 9).to(dtype), 0.01).weight.max().item() <= 0.01
+
+
+@pytest.mark.parametrize("clip", [clip_weights_, clip_frobenius_])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_weight_that_is_not_finite_is_clipped(clip, bad):
+    """One infinity made all others 0 and itself NaN."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    layers[1].weight.data[0, 0] = bad
+    before = layers[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=f"1.weight must be finite, got {bad} at index"):
+        clip(layers, 1e-3)
+    assert torch.equal(layers[0].weight, before)
+    with pytest.raises(TypeError, match=r"must have (a real floating|real weights)"):
+        clip(nn.Linear(2, 2, dtype=torch.complex64), 1.0)
 
 
 def test_clipping_does_not_only_rescale():
