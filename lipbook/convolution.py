@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipbook._checks import (
+    check_bool,
     check_count,
     check_positive,
     check_tensor,
@@ -778,7 +779,7 @@ def _checked(
             f"padding_mode must be one of {', '.join(_PAD_MODES)}, got {padding_mode!r}"
         )
     pads = _pads(padding, strides, extents)
-    if transposed:
+    if check_bool(transposed, "transposed"):
         _check_transposed(padding, padding_mode, extras, strides, dilations)
         outputs, size = size, _transposed_size(size, strides, pads, extents, extras)
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
+from lipbook._checks import check_bool, check_count, check_module, check_positive, check_tensor
 from lipbook._layers import BATCH_NORM, CONVOLUTIONS, TRANSPOSED, evaluation_mode
 from lipbook._weights import (
     Weight,
@@ -200,10 +200,8 @@ def _as_real(weight: Tensor) -> Tensor:
 
 
 def _checked_options(coefficient: float, at_most: bool, eps: float) -> Options:
-    if isinstance(eps, bool | Tensor) or eps != 0:
-        check_positive(eps, "eps")
-    if not isinstance(at_most, bool):
-        raise wrong_type(at_most, "at_most", "a bool")
+    eps = check_positive(eps, "eps", zero=True)
+    at_most = check_bool(at_most, "at_most")
     return Options(check_positive(coefficient, "coefficient"), at_most, eps)
 
 
@@ -291,7 +289,8 @@ def spectral_normalize_network(
     Traceback (most recent call last):
     ValueError: network must have a weight to normalize, ReLU() has none
     """
-    layers = _to_normalize(network, set(skip), batch_norms)
+    check_module(network, "network")
+    layers = _to_normalize(network, set(skip), check_bool(batch_norms, "batch_norms"))
     convolutions = [layer for layer in layers if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(network, input_shape, convolutions)
     done: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -384,6 +383,8 @@ def remove_spectral_normalization(
     Traceback (most recent call last):
     ValueError: network must have a normalized weight, Linear(...) has none
     """
+    check_module(network, "network")
+    check_bool(leave_parametrized, "leave_parametrized")
     found = [
         (layer, name, list(parametrization))
         for layer in network.modules()

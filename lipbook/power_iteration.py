@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lipbook import _blas
 from lipbook._checks import (
+    check_bool,
     check_count,
     check_positive,
     check_tensor,
@@ -156,6 +157,7 @@ def power_iteration(
     ValueError: n_iterations must be at least 1, got 0
     """
     check_count(n_iterations, "n_iterations")
+    check_bool(detach, "detach")
     if form not in ("two-vector", "gram"):
         raise ValueError(f"form must be 'two-vector' (15) or 'gram' (13), got {form!r}")
     unit, scale = split_scale(matrix)

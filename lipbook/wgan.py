@@ -21,16 +21,15 @@ more about it, so that a new one needs no change to them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipbook._checks import (
+    check_bool,
     check_positive,
     check_tensor,
     is_transforming,
@@ -812,9 +811,5 @@ def _rounded_down(limit: float, dtype: torch.dtype) -> float:
 
 
 def _check_target(target: float, one_sided: bool) -> None:
-    if not isinstance(one_sided, bool | np.bool_):
-        raise wrong_type(one_sided, "one_sided", "a bool")
-    if isinstance(target, bool) or not isinstance(target, int | float | np.integer | np.floating):
-        raise wrong_type(target, "target", "a real number")
-    if not 0 <= target < math.inf:
-        raise ValueError(f"target must be a finite number of at least 0, got {target}")
+    check_bool(one_sided, "one_sided")
+    check_positive(target, "target", zero=True)
