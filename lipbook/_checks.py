@@ -146,6 +146,17 @@ def is_transforming() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def refuse_transforms(tensor: object, name: str, instead: str) -> None:
+    """Refuse a tensor for whose norm a graph would not do."""
+    if is_transformed(tensor):
+        raise untransformable(name, instead)
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            f"torch.jit.trace would keep one value of {name}, whatever it is called with; take it "
+            "outside of the trace, or torch.linalg.matrix_norm"
+        )
+
+
 def untransformable(name: str, instead: str) -> RuntimeError:
     """Return the refusal of such a call, which would else be torch's own, in other words."""
     return RuntimeError(f"torch.func cannot transform {name}; {instead}")
@@ -156,14 +167,28 @@ def wrong_type(value: object, name: str, wanted: str) -> TypeError:
     return TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
 
 
+def check_bool(value: object, name: str) -> bool:
+    """Return `value` if it is true or false, and nothing that only counts as such.
+
+    Examples
+    --------
+    >>> check_bool("no", "detach")
+    Traceback (most recent call last):
+    TypeError: detach must be a bool, got str
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise wrong_type(value, name, "a bool")
+    return bool(value)
+
+
 def check_module(module: object, name: str) -> None:
     """Refuse what is no module, a function perhaps."""
     if not isinstance(module, nn.Module):
         raise wrong_type(module, name, "an nn.Module, whose forward may call a function")
 
 
-def check_positive(value: float, name: str) -> float:
-    """Return `value` if it is a finite number above zero.
+def check_positive(value: float, name: str, *, zero: bool = False) -> float:
+    """Return `value` if it is a finite number above zero, or `zero` if that is welcome.
 
     Raises
     ------
@@ -182,8 +207,9 @@ def check_positive(value: float, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise wrong_type(value, name, "a real number")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    if not (0 < value < math.inf or (zero and value == 0)):
+        least = "of at least" if zero else "above"
+        raise ValueError(f"{name} must be a finite number {least} 0, got {value}")
     return float(value)
 
 

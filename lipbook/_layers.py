@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import operator
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -100,6 +101,33 @@ def normal_state(modules: Sequence[nn.Module]) -> Iterator[None]:
             if copies:
                 stack.enter_context(torch.nn.utils.stateless._reparametrize_module(module, copies))
         yield
+
+
+def reached(f: object, depth: int = 3) -> list[nn.Module]:
+    """Return the modules that a function may call: those it names, and itself.
+
+    Examples
+    --------
+    >>> layer = nn.ReLU()
+    >>> reached(layer), reached(lambda x: layer(x)), reached(layer.forward)
+    ([ReLU()], [ReLU()], [ReLU()])
+    """
+    if isinstance(f, nn.Module):
+        return [f]
+    held: list[object] = []
+    if depth == 0 or (isinstance(f, types.FunctionType) and f.__module__.startswith("torch.")):
+        return []
+    if isinstance(f, functools.partial):
+        held = [f.func, *f.args, *f.keywords.values()]
+    elif isinstance(f, types.MethodType):
+        held = [f.__self__, f.__func__]
+    elif isinstance(f, types.FunctionType):
+        cells = [cell.cell_contents for cell in f.__closure__ or () if cell != types.CellType()]
+        named = [f.__globals__[name] for name in f.__code__.co_names if name in f.__globals__]
+        held = [*cells, *named, *(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+    elif not isinstance(f, type | types.ModuleType):
+        held = [one for one in getattr(f, "__dict__", {}).values() if isinstance(one, nn.Module)]
+    return list(dict.fromkeys(m for one in held for m in reached(one, depth - 1)))
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:

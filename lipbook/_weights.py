@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from lipbook._checks import check_module
 from lipbook._layers import evaluation_mode, try_out, whole_shape
 
 
@@ -94,6 +95,7 @@ def used_weights(module: nn.Module) -> Iterator[Weight]:
     Traceback (most recent call last):
     ValueError: weight is made by a hook, SpectralNorm; ...
     """
+    check_module(module, "module")
     makers: set[nn.Module] = set()
     seen: set[Tensor | None] = set()
     for prefix, layer in module.named_modules():

@@ -25,20 +25,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipbook._checks import (
+    check_bool,
     check_count,
     check_positive,
     check_tensor,
-    is_transformed,
-    untransformable,
+    refuse_transforms,
 )
 from lipbook.matrix_norms import split_scale
 from lipbook.power_iteration import (
     KrylovBasis,
     NormBounds,
     fresh_start,
+    only_once,
     random_start,
     top_of_krylov,
 )
@@ -232,7 +232,8 @@ def conv_spectral_norm(
     -------
     Tensor, shape ()
         In the dtype of `kernel`, and differentiable once: with the top singular vectors u and v
-        taken for constants, the gradient is that of ``⟨u, conv(v)⟩``.
+        taken for constants, the gradient is that of ``⟨u, conv(v)⟩``. A second time raises a
+        RuntimeError.
 
     Raises
     ------
@@ -251,11 +252,11 @@ def conv_spectral_norm(
     ValueError: input_size must reach the extent 3 of the kernel on axis 0, ...
     """
     check_positive(rtol, "rtol")
-    if is_transformed(kernel):
-        raise untransformable(
-            "conv_spectral_norm",
-            "take torch.autograd, or the induced norm of conv_matrix, which it can differentiate",
-        )
+    refuse_transforms(
+        kernel,
+        "conv_spectral_norm",
+        "take torch.autograd, or the induced norm of conv_matrix, which it can differentiate",
+    )
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     working = torch.float64 if kernel.dtype == torch.float64 else torch.float32
@@ -288,15 +289,18 @@ class _Differentiable(torch.autograd.Function):
         return sigma.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (kernel,) = ctx.saved_tensors
         image = ctx.search.image(ctx.weights).double()
         with torch.enable_grad():
-            kernel = kernel.detach().requires_grad_()
-            stretched = torch.linalg.vector_norm(ctx.conv(image, kernel))
-        (gradient,) = torch.autograd.grad(stretched, kernel, grad)
-        return gradient, None, None, None, None
+            known = kernel.detach().requires_grad_()
+            stretched = torch.linalg.vector_norm(ctx.conv(image, known))
+        (gradient,) = torch.autograd.grad(stretched, known, grad)
+        refusal = (
+            "conv_spectral_norm can be differentiated once only; the induced norm of conv_matrix "
+            "any number of times"
+        )
+        return only_once(gradient, kernel, refusal), None, None, None, None
 
 
 class _Search:
@@ -474,8 +478,7 @@ def conv_norm_bounds(
     ValueError: oversampling must be at least 3, got 2
     """
     check_count(oversampling, "oversampling", least=3)
-    if is_transformed(kernel):
-        raise untransformable("conv_norm_bounds", "take one kernel after the other")
+    refuse_transforms(kernel, "conv_norm_bounds", "take one kernel after the other")
     options = (stride, padding, dilation, groups, padding_mode, transposed, output_padding)
     conv = _checked(kernel, input_size, *options)
     with torch.no_grad():
@@ -776,7 +779,7 @@ def _checked(
             f"padding_mode must be one of {', '.join(_PAD_MODES)}, got {padding_mode!r}"
         )
     pads = _pads(padding, strides, extents)
-    if transposed:
+    if check_bool(transposed, "transposed"):
         _check_transposed(padding, padding_mode, extras, strides, dilations)
         outputs, size = size, _transposed_size(size, strides, pads, extents, extras)
     else:

@@ -164,6 +164,8 @@ def jacobian_norms(f: Function, points: Tensor, *, chunk_size: int | None = None
     """
     check_tensor(points, "points", min_ndim=1)
     single: Function = lambda x: _outputs(f, x[None]).flatten()  # noqa: E731
+    if chunk_size is not None:
+        check_count(chunk_size, "chunk_size")
     jacobians = vmap(jacrev(single), chunk_size=chunk_size)(points)
     return induced_norm(jacobians.reshape(*jacobians.shape[:2], -1))
 

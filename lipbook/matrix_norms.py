@@ -8,6 +8,7 @@ dtype, in which a norm above 65504 (float16) is inf, as in torch.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,9 +152,9 @@ def induced_norm(matrix: Tensor, p: float = 2) -> Tensor:
     Traceback (most recent call last):
     ValueError: p must be 1, 2 or inf, got 3: the other induced norms have no ...
     """
-    if p not in (1, 2, float("inf")):
+    if np.ndim(p) or p not in (1, 2, float("inf")):
         raise ValueError(
-            f"p must be 1, 2 or inf, got {p}: the other induced norms have no closed form, and "
+            f"p must be 1, 2 or inf, got {p!r}: the other induced norms have no closed form, and "
             "the Frobenius norm is not an induced one (see frobenius_norm)"
         )
     unit, scale = split_scale(matrix)
@@ -162,7 +163,7 @@ def induced_norm(matrix: Tensor, p: float = 2) -> Tensor:
 
 
 def stable_rank(matrix: Tensor) -> Tensor:
-    """How coarse the Frobenius bound is: ``(‖W‖_F / ‖W‖₂)²``, between 1 and the rank.
+    """How coarse the Frobenius bound is: ``(‖W‖_F / ‖W‖₂)²``, from 1 to the rank, up to rounding.
 
     Parameters
     ----------

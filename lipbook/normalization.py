@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lipbook._checks import check_count, check_positive, check_tensor, wrong_type
+from lipbook._checks import check_bool, check_count, check_module, check_positive, check_tensor
 from lipbook._layers import BATCH_NORM, CONVOLUTIONS, TRANSPOSED, evaluation_mode
 from lipbook._weights import (
     Weight,
@@ -70,19 +70,36 @@ def spectral_normalize(
     - In evaluation mode torch divides by ``⟨u, Wv⟩`` with the stored vectors, which may belong to
       another weight; here the steps are done on copies of them, once for each new weight, so the
       first output in evaluation differs from the last in training by what one more step changes.
-    - Assigning to the weight computes new vectors, and is refused for another shape or dtype. If
-      it was overwritten otherwise, the next access in evaluation mode notices and finds new
-      vectors; a graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make
-      of it cannot depend on values, and so cannot notice. That the vectors were overwritten is
-      noticed unless it was by way of ``.data``. They may be averaged beside the weights, as EMA
-      and SWA do.
+    - A weight that evaluation mode meets in place of another one, with the same vectors, or that
+      was loaded without vectors, has its norm found from a random vector, for as many steps as that
+      takes. Of one that was overwritten between the last access in training and the first in
+      evaluation nobody can know it, but a σ below what a random vector shows is replaced likewise.
+      A graph that `torch.compile`, `torch.export`, `torch.jit.trace` or `torch.func` make cannot
+      depend on values, and notices nothing.
+    - Assigning to the weight finds new vectors, and is refused for another shape or dtype. That the
+      vectors were overwritten is noticed unless it was by way of ``.data``. They may be averaged
+      beside the weights, as EMA and SWA do; on a CPU, vectors that are zero or not finite are
+      replaced in training, too.
     - Half precision is normalized in float32, also under autocast. Weights whose squared norm
-      overflows are divided by their norm all the same.
+      overflows are divided by their norm all the same, if that is finite in their dtype.
     - The σ of a complex weight is a real number in the derivative, too, where torch's is complex.
     - ``load_state_dict`` reads what `torch.nn.utils.spectral_norm` saved (``weight_orig``, …).
     - γ of a BatchNorm is divided by the layer's norm in evaluation mode, ``max |γ/std|`` with the
       running variance, where torch divides by ‖γ‖₂ (SP4); transferred to another layer, by the
       variance of its first one. Other 1-D weights are one row.
+
+    And where it does not do what torch's does:
+
+    - Each new weight has vectors of its own in evaluation mode, which its derivative takes for
+      constants: `torch.autograd.gradcheck` needs vectors that have settled, and ``gradgradcheck``
+      fails.
+    - The graph holds the weight itself and saves no copy, so that ``saved_tensors_hooks`` do not
+      see it: written to or converted before the backward pass, it raises a RuntimeError.
+    - Under `torch.utils.checkpoint`, a normalized BatchNorm in training mode has another σ in the
+      second run, by the variance that the first one has moved: leave it out. With
+      ``use_reentrant=False`` the gradient of a weight is that of the first run.
+    - Norms within a hundred of 1e-12 take more steps, of which `eps` is the reason.
+    - A DTensor can be read in training mode only; FSDP gathers its weights first.
 
     Parameters
     ----------
@@ -96,10 +113,12 @@ def spectral_normalize(
         Norms up to it count as 0; not negative.
     dim : int, optional
         Axis of the outputs, the rows of the matrix: by default 0, or 1 for ``nn.ConvTranspose*d``.
+        The operator of a convolution has none.
     norm : {"matrix", "operator"}, default "matrix"
         What to divide a convolution by: the norm of its reshaped kernel, as Miyato et al. and the
         article do, or the norm of its map from images to images (PI7), which is not
-        available for transposed convolutions, nor in `torch.jit.trace`. Dense layers have one norm.
+        available for transposed convolutions, nor in `torch.jit.trace`; stride, padding and the
+        other options are those that the layer has now. Dense layers have one norm.
     input_size : int or tuple of int, optional
         Spatial size of the convolution's input, on which its operator norm depends.
     coefficient : float, default 1.0
@@ -171,7 +190,7 @@ def spectral_normalize(
     chain = module.parametrizations[name]  # type: ignore[index]
     if type(chain) is parametrize.ParametrizationList:
         chain.__class__ = Chain
-    hook = partial(_read_legacy, name=name)
+    hook = partial(_before_loading, name=name)
     module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return module
 
@@ -181,31 +200,38 @@ def _as_real(weight: Tensor) -> Tensor:
 
 
 def _checked_options(coefficient: float, at_most: bool, eps: float) -> Options:
-    if isinstance(eps, bool | Tensor) or eps != 0:
-        check_positive(eps, "eps")
-    if not isinstance(at_most, bool):
-        raise wrong_type(at_most, "at_most", "a bool")
+    eps = check_positive(eps, "eps", zero=True)
+    at_most = check_bool(at_most, "at_most")
     return Options(check_positive(coefficient, "coefficient"), at_most, eps)
 
 
-def _read_legacy(
+def _before_loading(
     module: nn.Module, state: dict[str, Any], prefix: str, *_: object, name: str
 ) -> None:
-    """Rename what `torch.nn.utils.spectral_norm` has saved, in the state that is to be loaded."""
-    if not parametrize.is_parametrized(module, name) or f"{prefix}{name}_orig" not in state:
+    """Rename what `torch.nn.utils.spectral_norm` has saved, and see what comes without vectors."""
+    if not parametrize.is_parametrized(module, name):
         return
-    parametrization = module.parametrizations[name]  # type: ignore[index]
-    state.pop(f"{prefix}{name}", None)  # the quotient, which its first version saved, too
-    old = {key: state.pop(f"{prefix}{name}_{key}", None) for key in ("orig", "u", "v")}
-    state[f"{prefix}parametrizations.{name}.original"] = old["orig"]
-    for index, normalization in enumerate(parametrization):
+    place = f"{prefix}parametrizations.{name}"
+    old = {}
+    if f"{prefix}{name}_orig" in state:
+        state.pop(f"{prefix}{name}", None)  # the quotient, which its first version saved, too
+        old = {key: state.pop(f"{prefix}{name}_{key}", None) for key in ("orig", "u", "v")}
+        state[f"{place}.original"] = old["orig"]
+    if f"{place}.original" not in state:
+        return
+    for index, normalization in enumerate(module.parametrizations[name]):  # type: ignore[index]
         if not isinstance(normalization, Normalization):
             continue
+        known = True
         for key, buffer in normalization.named_buffers():
-            found = old[key.removeprefix("_")]
-            if found is None or found.shape != buffer.shape:
-                found = buffer  # of another norm, or of the first version: evaluation finds its own
-            state[f"{prefix}parametrizations.{name}.{index}.{key}"] = found
+            found = state.get(f"{place}.{index}.{key}")
+            if old:
+                found = old[key.removeprefix("_")]
+                if found is None or found.shape != buffer.shape:
+                    found = None  # of another norm, or of the first version
+                state[f"{place}.{index}.{key}"] = buffer if found is None else found
+            known = known and found is not None
+        normalization.disown(foreign=not known)
 
 
 def spectral_normalize_network(
@@ -263,7 +289,8 @@ def spectral_normalize_network(
     Traceback (most recent call last):
     ValueError: network must have a weight to normalize, ReLU() has none
     """
-    layers = _to_normalize(network, set(skip), batch_norms)
+    check_module(network, "network")
+    layers = _to_normalize(network, set(skip), check_bool(batch_norms, "batch_norms"))
     convolutions = [layer for layer in layers if isinstance(layer, CONVOLUTIONS)]
     shapes = {} if input_shape is None else image_shapes(network, input_shape, convolutions)
     done: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -356,6 +383,8 @@ def remove_spectral_normalization(
     Traceback (most recent call last):
     ValueError: network must have a normalized weight, Linear(...) has none
     """
+    check_module(network, "network")
+    check_bool(leave_parametrized, "leave_parametrized")
     found = [
         (layer, name, list(parametrization))
         for layer in network.modules()
@@ -473,8 +502,9 @@ def project_spectral_(
             else:
                 norm = _exact_norm(layer, value, shapes.get(layer))
                 norm = torch.where(norm > 0, norm, coefficient)
-                factor = coefficient / norm  # infinite for a subnormal norm
-                quotient = value * factor if factor.isfinite() else value / norm * coefficient
+                factor = coefficient / norm  # infinite for a subnormal norm, or 0
+                in_range = torch.finfo(factor.dtype).tiny <= factor < torch.inf
+                quotient = value * factor if in_range else value / norm * coefficient
             quotients.append((weight, quotient))
         for weight, quotient in quotients:  # once none is refused
             weight.assign(quotient)

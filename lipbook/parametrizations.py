@@ -17,12 +17,16 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+    is_in_torch_dispatch_mode,
+)
 
 from lipbook import _blas
 from lipbook._checks import check_count
 from lipbook._layers import CONVOLUTIONS, told_why
-from lipbook.power_iteration import random_start
+from lipbook.power_iteration import golub_kahan_lanczos, random_start
 
 _HALF = (torch.float16, torch.bfloat16)
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -31,7 +35,7 @@ _WRITTEN_TO = (
     "operation: a normalized weight, between the access to it and the backward pass"
 )
 _WARM_UP = 15  # iterations at the start, torch's number
-_RECOVERY = 100  # iterations for vectors that belong to another weight
+_RECOVERY = 100  # steps of Lanczos at most, for vectors that belong to another weight
 _ALIGNED = 0.5  # cosine below which they do
 
 
@@ -121,6 +125,7 @@ class Normalization(nn.Module):
     """A parametrization that divides by a norm; the subclasses say which."""
 
     _kept: _Kept | None = None
+    _owner: Tensor | None = None  #: the fingerprint of the weight that the vectors belong to
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -147,7 +152,7 @@ class Normalization(nn.Module):
         if not weight.is_meta and torch.is_autocast_enabled(weight.device.type):
             with torch.autocast(weight.device.type, enabled=False):
                 return self.forward(weight)
-        working = weight.float() if weight.dtype in _HALF else weight
+        working = _working(weight)
         normalized: Tensor
         if is_observed(working):
             with torch.no_grad():
@@ -183,8 +188,12 @@ class Normalization(nn.Module):
         bare = weight.detach()
         kept, found = self._kept, self.fingerprint(bare)
         if kept is None or kept.mark != self.mark() or not _same(kept.fingerprint, found):
-            with torch.inference_mode(False), torch.no_grad():  # for accesses of any mode
+            if kept is not None and kept.mark[1:] != self.mark()[1:]:
+                self.disown()
+            # For accesses of any mode, and not to be counted.
+            with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
                 found, quotient = found.clone(), self.quotient(bare)
+            self.__dict__.setdefault("_owner", found)
             kept = self._keep(_Kept(found, self.mark(), [*self._buffers.values()], quotient))
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return cast(Tensor, kept.quotient.factor)
@@ -201,9 +210,28 @@ class Normalization(nn.Module):
         self.__dict__["_kept"] = kept  # past Module's own, which takes longer
         return kept
 
-    def _apply(self, *args: Any, **options: Any) -> Any:
-        self.__dict__.pop("_kept", None)  # a graph leads to the weight as it was before
-        return super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+    def disown(self, *, foreign: bool = False) -> None:
+        """Take the vectors for those of the weight that is read next, or of none."""
+        self.__dict__.pop("_owner", None)
+        if foreign:
+            self.__dict__["_owner"] = _working(next(self.buffers())).new_full((), math.nan)
+
+    def _is_foreign(self, weight: Tensor) -> bool:
+        """Whether the vectors are known to belong to another weight."""
+        if self._owner is None:
+            return False
+        found = self.fingerprint(weight)
+        comparable = found.dtype is self._owner.dtype and found.device == self._owner.device
+        return comparable and not torch.equal(found, self._owner)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Any:
+        kept = self.__dict__.pop("_kept", None)  # a graph leads to the weight as it was before
+        if self._owner is not None:
+            if kept is not None and _same(kept.fingerprint, self._owner):
+                self.disown()
+            else:
+                self.__dict__["_owner"] = fn(self._owner)
+        return super()._apply(fn, *args, **options)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs, which finds the rest anew."""
@@ -212,7 +240,7 @@ class Normalization(nn.Module):
     def gradient(self, grad: Tensor, weight: Tensor, quotient: Quotient) -> Tensor:
         """Return ``c (G - Re⟨G, W⟩/σ · left right)/σ``, to be differentiated again."""
         left, right = self.shaped(weight, *map(torch.as_tensor, quotient[2:]))
-        sigma = _sum_of(weight * left.conj() * right.conj())
+        sigma = _with_slope(_sum_of(weight * left.conj() * right.conj()), quotient.slope)
         factor = self.options.factor(sigma)
         overlap = _sum_of(grad * weight.conj()) * self.options.slope(sigma, factor)
         return grad * factor - overlap * left * right
@@ -240,6 +268,10 @@ class Normalization(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
+def _working(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALF else x
+
+
 def is_observed(x: Tensor) -> bool:
     """Whether somebody transforms, traces or compiles the access, so that it has to be a formula.
 
@@ -249,10 +281,15 @@ def is_observed(x: Tensor) -> bool:
         torch.compiler.is_compiling()  # first: what follows cannot be traced
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
-        or is_in_torch_dispatch_mode()  # tracers, counters, fake tensors
+        or (is_in_torch_dispatch_mode() and any(map(_traces, _get_current_dispatch_mode_stack())))
         or x.is_meta
         or (forward_ad._current_level >= 0 and _tangent(x) is not None)
     )
+
+
+def _traces(mode: Any) -> bool:
+    """Whether a mode is torch's own, of tracers and fake tensors, and no counter or logger."""
+    return cast(bool, mode.is_infra_mode())
 
 
 def _kind(value: Any) -> str:
@@ -281,8 +318,21 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def _divided(weight: Tensor, left: Tensor, right: Tensor, options: Options) -> Tensor:
-    """Return ``c W/σ`` with ``σ = Re⟨left right, W⟩``, to be differentiated at will."""
-    return weight * options.factor(_sum_of(weight * left.conj() * right.conj()))
+    """Return ``c W/σ`` with ``σ = Re⟨left right, W⟩``, to be differentiated at will.
+
+    A quotient, since the derivative of ``1/σ`` is 0 where the square of σ overflows.
+    """
+    sigma = _sum_of(weight * left.conj() * right.conj())
+    return weight / (
+        torch.threshold(sigma, options.flat, options.coefficient) / options.coefficient
+    )
+
+
+def _with_slope(sigma: Tensor, slope: Any) -> Tensor:
+    """Return a norm in float64 if its square, by which derivatives divide, asks for that."""
+    if isinstance(slope, Tensor):
+        slope = slope.item() if slope.is_cpu else 0.0  # a device is not waited for
+    return sigma.double() if abs(slope) < 1e-35 and sigma.device.type != "mps" else sigma
 
 
 def _conjugate_linear(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -344,7 +394,7 @@ class _Factor(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         _, slope, left, right = ctx.quotient
         if torch.is_grad_enabled() or is_observed(grad):
-            sigma = _sum_of(ctx.weight * left.conj() * right.conj())
+            sigma = _with_slope(_sum_of(ctx.weight * left.conj() * right.conj()), slope)
             slope = ctx.options.slope(sigma, ctx.options.factor(sigma))
         return -grad * slope * left * right, None, None
 
@@ -365,6 +415,7 @@ class _PowerIterated(Normalization):
     _u: Tensor
     _v: Tensor
     _probe: Any = None
+    _begun = False  #: whether the first weight was there, for which torch makes fifteen steps
 
     def __init__(self, u: Tensor, v: Tensor, n_power_iterations: int, options: Options) -> None:
         super().__init__(options)
@@ -417,12 +468,13 @@ class _PowerIterated(Normalization):
         if old_u.dtype != weight.dtype:
             start = old_u.to(weight.dtype), old_v.to(weight.dtype)
         sigma, u, v = self._iterate(weight, *start, self.n_power_iterations)
+        if not observed and self._is_lost(weight, start, sigma, u, v):
+            sigma, u, v = self._found(weight)
         if self.training:
             # In place, for the replicas of DataParallel; autograd saves u and v themselves.
             _store(old_u, u)
             _store(old_v, v)
-        elif not observed and (_strayed(start, (u, v)) or self._outdone(weight, sigma, u, v)):
-            sigma, u, v = self._iterate(weight, _random_like(u), _random_like(v), _RECOVERY)
+            self.disown()
         left, right = self.derivative(weight, u, v)
         return Estimate(sigma if observed else self._exact(sigma, weight, left, right), left, right)
 
@@ -435,6 +487,28 @@ class _PowerIterated(Normalization):
             return _sum_of(weight * left.conj() * right.conj())
         return sigma
 
+    def _is_lost(
+        self, weight: Tensor, start: tuple[Tensor, Tensor], sigma: Tensor, u: Tensor, v: Tensor
+    ) -> bool:
+        """Whether the steps from these vectors have not led to the norm."""
+        if self.training:  # the vectors were 0, or not finite; a device is not waited for
+            return sigma.is_cpu and math.isnan(sigma.item())
+        if self._is_foreign(weight) or _strayed(start, (u, v)):
+            return True
+        return self._outdone(weight, sigma, u, v)
+
+    def _found(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the norm and its vectors from a random one, by Lanczos, which knows when to stop."""
+        u, v = (_random_like(vector.to(weight.dtype)) for vector in self.vectors())
+        largest = weight.abs().amax()
+        if not 0 < largest.item() < math.inf:
+            return self._iterate(weight, u, v, _WARM_UP)
+        matrix, zeros = self.matrix(weight / largest), (torch.zeros_like(u), torch.zeros_like(v))
+        there = lambda x: self.product(matrix, _as_vector(x, v), zeros[0])  # noqa: E731
+        back = lambda y: _as_numbers(self.adjoint(matrix, y, zeros[1]))  # noqa: E731
+        found = golub_kahan_lanczos(there, back, _as_numbers(v), max_steps=_RECOVERY)
+        return self._iterate(weight, u, _as_vector(found.right, v), 1)
+
     def _outdone(self, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> bool:
         """Whether a random vector is stretched by more than σ, so that v is far from the top."""
         x, length = _random_like(v), _length_of(weight)
@@ -443,15 +517,17 @@ class _PowerIterated(Normalization):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Find the vectors of a weight that is assigned, and leave it as it is."""
-        working = weight.float() if weight.dtype in _HALF else weight
+        working = _working(weight)
         with torch.inference_mode(False), torch.no_grad():  # which the former would enable
             u, v = self._u.to(working.dtype), self._v.to(working.dtype)
             sigma, u, v = self._iterate(working, u, v, _WARM_UP)
-            # Zero, or vectors that are no use, or were NaN; unless nobody can know.
-            if not is_observed(working) and not sigma > 2 * self.shift:
-                _, u, v = self._iterate(working, _random_like(u), _random_like(v), _WARM_UP)
+            # Another weight, zero, or vectors that are no use, or were NaN; if one may know.
+            if not is_observed(working) and (self._begun or not sigma > 2 * self.shift):
+                _, u, v = self._found(working)
             _store(self._u, u)
             _store(self._v, v)
+        self.disown()
+        self._begun = True
         return weight
 
     def _iterate(
@@ -496,6 +572,10 @@ class MatrixNormalization(_PowerIterated):
         array, old_u, old_v = map(_blas.memory, (weight, u, v))
         steps = self.n_power_iterations
         sigma, new_u, new_v = _blas.power_steps(array, old_u, old_v, steps, self.shift)
+        if math.isnan(sigma):
+            return super().divide(weight)
+        if self._owner is not None:
+            self.disown()
         old_u[:], old_v[:] = new_u, new_v
         increment_version((u, v))
         factor, slope = self.options.of_number(sigma)
@@ -663,21 +743,35 @@ def inverse_std(layer: nn.Module, like: Tensor) -> Tensor:
 def _length_of(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the function ``x -> ‖x‖₂`` for vectors that the products with a weight give.
 
-    Squares of float32 overflow from 1.8e19 on. Then they are taken in float64; at once where
-    looking at the result is not allowed, or would wait for the device.
+    Squares of float32 overflow from 1.8e19 on. Then they are taken in float64, and those of float64
+    of what is scaled; at once where looking at the result is not allowed, or would wait for the
+    device. So are squares that lose digits to underflow.
     """
     plain: Callable[..., Tensor] = torch.linalg.vector_norm
     double = _DOUBLE.get(weight.dtype) if weight.device.type != "mps" else None
-    if double is None:
-        return plain
+    safe = _scaled_length if double is None else partial(plain, dtype=double)
     if not weight.is_cpu or is_observed(weight):
-        return partial(plain, dtype=double)
+        return safe
+    least = _least_length(weight)
 
     def length(x: Tensor) -> Tensor:
         found = plain(x)
-        return plain(x, dtype=double) if found.item() == math.inf else found
+        return found if least < found.item() < math.inf else safe(x)
 
     return length
+
+
+def _least_length(x: Tensor) -> float:
+    """Length from which on squares that underflow do not count."""
+    return float(2.0**10 * torch.finfo(x.dtype).tiny ** 0.5)
+
+
+def _scaled_length(x: Tensor) -> Tensor:
+    """Return the length of a vector, scaled if the square is out of range."""
+    plain, top = torch.linalg.vector_norm(x), x.abs().amax()
+    unit = torch.where(top > 0, top, 1.0)
+    scaled = unit * torch.linalg.vector_norm(x / unit)
+    return torch.where((plain > _least_length(x)) & (plain < math.inf), plain, scaled)
 
 
 def _store(buffer: Tensor, value: Tensor) -> None:
@@ -706,3 +800,15 @@ def _strayed(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> bool:
 
 def _random_like(x: Tensor) -> Tensor:
     return random_start(x.numel(), like=x).view_as(x)
+
+
+def _as_numbers(x: Tensor) -> Tensor:
+    """Return a vector of any shape as one of real numbers."""
+    return (torch.view_as_real(x) if x.is_complex() else x).flatten()
+
+
+def _as_vector(numbers: Tensor, like: Tensor) -> Tensor:
+    """Turn `_as_numbers` back."""
+    if like.is_complex():
+        return torch.view_as_complex(numbers.view(-1, 2)).view_as(like)
+    return numbers.view_as(like)

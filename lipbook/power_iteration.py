@@ -13,21 +13,20 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lipbook import _blas
 from lipbook._checks import (
+    check_bool,
     check_count,
     check_positive,
     check_tensor,
-    is_transformed,
-    untransformable,
+    refuse_transforms,
     unusable,
     wrong_type,
 )
@@ -158,6 +157,7 @@ def power_iteration(
     ValueError: n_iterations must be at least 1, got 0
     """
     check_count(n_iterations, "n_iterations")
+    check_bool(detach, "detach")
     if form not in ("two-vector", "gram"):
         raise ValueError(f"form must be 'two-vector' (15) or 'gram' (13), got {form!r}")
     unit, scale = split_scale(matrix)
@@ -264,7 +264,7 @@ def golub_kahan_lanczos(
     rmatvec : callable
         ``y -> Aᵀ y``, from there to shape (n,).
     start : Tensor, shape (n,)
-        Random direction in the domain of `matvec`, not 0.
+        Random direction in the domain of `matvec`, finite and not 0; of any length.
     rtol : float, default 1e-6
         Relative accuracy of the norm.
     max_steps : int, optional
@@ -273,7 +273,14 @@ def golub_kahan_lanczos(
     Returns
     -------
     Lanczos
-        ``right, tridiagonal, converged``. The norm is ``‖matvec(right)‖``.
+        ``right, tridiagonal, converged``, constants for autograd. The norm is ``‖matvec(right)‖``.
+
+    Raises
+    ------
+    TypeError
+        If `start` is no floating-point tensor, or a number has the wrong type.
+    ValueError
+        If `start` is zero, or not finite, or no vector, or a number is out of range.
 
     Examples
     --------
@@ -288,13 +295,16 @@ def golub_kahan_lanczos(
     check_positive(rtol, "rtol")
     if max_steps is not None:
         check_count(max_steps, "max_steps")
+    start = check_tensor(start, "start", ndim=1).detach()
     if not bool(start.any()):
         raise ValueError("start must not be zero")
-    basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
+    start = split_scale(start[None])[0][0]  # 1e-40 has no inverse
     n = start.numel()
     max_steps = n if max_steps is None else min(max_steps, n)
-    found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps, fresh=basis.fresh)
-    right = basis.combine(found.weights)
+    with torch.no_grad():
+        basis = KrylovBasis(lambda x: rmatvec(matvec(x)), start)
+        found = top_of_krylov(basis.advance, n, start.dtype, rtol, max_steps, fresh=basis.fresh)
+        right = basis.combine(found.weights)
     off_diagonal = found.off_diagonal
     tridiagonal = np.diag(found.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
     return Lanczos(
@@ -445,8 +455,8 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
     -------
     Tensor, shape (...)
         In the dtype of `matrix`. The gradient is ``u vᵀ``, a subgradient where the top singular
-        value is repeated, and 0 at a zero matrix. Differentiating twice raises a RuntimeError,
-        except with ``method="svd"``.
+        value is repeated, and 0 at a zero matrix (``"svd"`` has another there). Differentiating
+        twice raises a RuntimeError, except with ``method="svd"``.
 
     Raises
     ------
@@ -476,11 +486,11 @@ def spectral_norm(matrix: Tensor, *, method: Method = "auto", rtol: float = 1e-6
         raise error
     if method == "svd":
         return induced_norm(matrix, 2)
-    if is_transformed(matrix):
-        raise untransformable(
-            "spectral_norm",
-            "of its methods it can differentiate 'svd', and a batch of matrices needs no vmap",
-        )
+    refuse_transforms(
+        matrix,
+        "spectral_norm",
+        "of its methods it can differentiate 'svd', and a batch of matrices needs no vmap",
+    )
     unit, scale = matrix, None
     top = _by_blas(matrix, method, rtol)
     if top is None:
@@ -573,15 +583,36 @@ class _Attached(torch.autograd.Function):
     """A norm that is known, with its gradient ``u vᵀ``; a second one would be wrong, and raises."""
 
     @staticmethod
-    def forward(ctx: Any, _: Tensor, sigma: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def forward(ctx: Any, tall: Tensor, sigma: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(left, right)
+        ctx.tall = tall  # not saved: that nobody writes to it counts for a second derivative only
         return sigma.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         left, right = ctx.saved_tensors
-        return (grad[..., None] * left)[..., None] * right[..., None, :], None, None, None
+        gradient = (grad[..., None] * left)[..., None] * right[..., None, :]
+        refusal = "spectral_norm can be differentiated once only; method='svd' any number of times"
+        return only_once(gradient, ctx.tall, refusal), None, None, None
+
+
+class _OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, _: Tensor, refusal: str) -> Tensor:
+        ctx.refusal = refusal
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise RuntimeError(ctx.refusal)
+
+
+def only_once(gradient: Tensor, of: Tensor, refusal: str) -> Tensor:
+    """Return a gradient that is known as a function of nothing, so that its own would be wrong."""
+    if not torch.is_grad_enabled():
+        return gradient
+    refusing: Any = super(torch.autograd.Function, _OnlyOnce).apply  # for batches of gradients, too
+    return cast(Tensor, refusing(gradient, of, refusal))
 
 
 def fresh_start(n: int, like: Tensor, step: int) -> Tensor:
@@ -669,6 +700,8 @@ def _by_blas(matrix: Tensor, method: Method, rtol: float) -> _Top | None:
     None, too, for entries that are not finite or whose squares are not safe. That is asked here and
     not of `split_scale`: for small matrices of the Gram matrix, which is needed anyhow.
     """
+    if torch.compiler.is_compiling():  # which knows NumPy's memory only
+        return None
     if not (type(matrix) in (Tensor, nn.Parameter) and matrix.is_cpu and matrix.ndim == 2):
         return None
     if matrix.dtype not in (torch.float32, torch.float64) or matrix.numel() == 0:

@@ -21,22 +21,22 @@ more about it, so that a new one needs no change to them.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipbook._checks import (
+    check_bool,
     check_positive,
     check_tensor,
     is_transforming,
     untransformable,
     wrong_type,
 )
-from lipbook._layers import BATCH_NORM, mixes_rows, normal_state
+from lipbook._layers import BATCH_NORM, mixes_rows, normal_state, reached
 from lipbook._weights import constant, used_matrices, used_weights
 
 Critic = Callable[[Tensor], Tensor]
@@ -202,7 +202,7 @@ def interpolate(
     Returns
     -------
     Tensor, shape (n, ...)
-        ``ε · real + (1 - ε) · fake``, differentiable in both.
+        ``ε · real + (1 - ε) · fake``, differentiable in both; their difference must be finite, too.
 
     Raises
     ------
@@ -254,7 +254,8 @@ def gradient_penalty(
         sample alone. Labels and other conditions belong into a function:
         ``gradient_penalty(lambda x: critic(x, labels), real, fake)``. Of a map of scores, shape
         (n, 1, …), the mean counts, as it does in the losses; for the sum, which some patch critics
-        take, pass ``lambda x: critic(x).flatten(1).sum(1)``.
+        take, pass ``lambda x: critic(x).flatten(1).sum(1)``. Networks are seen through functions,
+        bound methods and `functools.partial`, whatever they name; not inside other objects.
     real, fake : Tensor, shape (n, ...)
         Of one shape, dtype and device. Both are taken as constants: no gradient flows into the
         generator.
@@ -360,8 +361,8 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        If `c` is not a finite number above 0, or what makes a weight does not let it be bounded, or
-        a lazy layer has none yet.
+        If `c` is not a finite number above 0, or a weight is not finite, or complex, or what makes
+        it does not let it be bounded, or a lazy layer has none yet.
 
     Examples
     --------
@@ -374,18 +375,19 @@ def clip_weights_(module: nn.Module, c: float) -> nn.Module:
     """
     check_positive(c, "c")
     with torch.no_grad():
-        for weight in list(used_weights(module)):  # all of them or none
-            value = weight.value()
-            bound = min(c, torch.finfo(value.dtype).max) if value.is_floating_point() else c
+        weights = list(used_weights(module))
+        values = [_check_weight(weight.value(), weight.name) for weight in weights]  # all or none
+        for weight, value in zip(weights, values, strict=True):
+            bound = _rounded_down(c, value.dtype)
             if weight.parametrizations is None:
                 value.clamp_(-bound, bound)
-            elif value.abs().max() > c:
+            elif value.abs().amax() > c:
                 weight.assign(value.clamp(-bound, bound))
     return module
 
 
 def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
-    """Scale every matrix and kernel down to a Frobenius norm of at most `limit`.
+    """Scale every matrix and kernel down to a Frobenius norm of at most `limit`, up to rounding.
 
     These are the weights with two axes or more, as the layers use them (see `clip_weights_`):
     biases do not stretch. With 1-Lipschitz activations, a chain of k dense layers then has a
@@ -406,8 +408,8 @@ def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        If `limit` is not a finite number above 0, the module has no matrix, or what makes a weight
-        does not let it be bounded.
+        If `limit` is not a finite number above 0, the module has no matrix, one is not finite, or
+        what makes a weight does not let it be bounded.
 
     Examples
     --------
@@ -420,8 +422,9 @@ def clip_frobenius_(module: nn.Module, limit: float) -> nn.Module:
     """
     check_positive(limit, "limit")
     with torch.no_grad():
-        for weight in used_matrices(module):
-            value = weight.value()
+        weights = used_matrices(module)
+        values = [_check_weight(weight.value(), weight.name) for weight in weights]
+        for weight, value in zip(weights, values, strict=True):
             factor = (limit / _frobenius_norm(value)).clamp(max=1.0)
             if weight.parametrizations is None:
                 value.mul_(factor)
@@ -662,8 +665,10 @@ def _mean_square(critic: Critic, points: Tensor, target: float, one_sided: bool)
             return _mean_square(critic, points, target, one_sided)
     if is_transforming():
         raise untransformable("a gradient penalty", "take torch.autograd.grad or backward")
-    _refuse_batch_norm(critic)
-    with normal_state([critic] if isinstance(critic, nn.Module) else []):
+    modules = reached(critic)
+    if isinstance(critic, nn.Module):
+        _refuse_batch_norm(critic)
+    with normal_state(modules), _refusing_batch_norms(modules if modules != [critic] else []):
         gradients = _input_gradients(critic, constant(points).requires_grad_())
     deviations = gradient_norms(gradients) - target
     return (deviations.clamp(min=0.0) if one_sided else deviations).square().mean()
@@ -747,16 +752,34 @@ def _check_scores(scores: Tensor, name: str) -> Tensor:
     return check_tensor(scores, name, finite=False)
 
 
-def _refuse_batch_norm(critic: Critic) -> None:
-    if not isinstance(critic, nn.Module):
-        return
-    for layer in critic.modules():
-        if mixes_rows(layer) or (isinstance(layer, BATCH_NORM) and layer.training):
+def _refuse_batch_norm(layer: nn.Module, *_: object) -> None:
+    """Refuse what holds a layer whose scores depend on the whole batch."""
+    for part in layer.modules():
+        if mixes_rows(part) or (isinstance(part, BATCH_NORM) and part.training):
+            state, way_out = "in training mode", ", or critic.eval()"
+            if mixes_rows(part):
+                state, way_out = "without running statistics", ""
             raise ValueError(
-                "critic must not hold a BatchNorm layer in training mode: it lets a score depend "
-                "on the whole batch, and the penalty is on the gradient of each sample's own "
-                "score; take nn.LayerNorm or nn.GroupNorm, or critic.eval()"
+                f"critic must not hold a BatchNorm layer {state}: it lets a score depend on the "
+                "whole batch, and the penalty is on the gradient of each sample's own score; take "
+                f"nn.LayerNorm or nn.GroupNorm{way_out}"
             )
+
+
+@contextmanager
+def _refusing_batch_norms(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Refuse them where they run, in modules of which a function may use a part."""
+    parts = {part for module in modules for part in module.modules()}
+    hooks = [
+        part.register_forward_pre_hook(_refuse_batch_norm)
+        for part in parts
+        if isinstance(part, BATCH_NORM) and (part.training or mixes_rows(part))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _frobenius_norm(matrix: Tensor) -> Tensor:
@@ -769,10 +792,24 @@ def _frobenius_norm(matrix: Tensor) -> Tensor:
     return unit * norm
 
 
+def _check_weight(value: Tensor, name: str) -> Tensor:
+    numbers = value.is_floating_point() or value.is_complex()
+    return check_tensor(value, name) if numbers and value.numel() else value
+
+
+def _rounded_down(limit: float, dtype: torch.dtype) -> float:
+    """Return a limit that numbers of a dtype can have; in half precision it must not be above."""
+    if not dtype.is_floating_point:
+        return limit
+    limit = min(limit, torch.finfo(dtype).max)
+    if dtype.itemsize > 2:  # as torch rounds it
+        return limit
+    bound = torch.tensor(limit, dtype=dtype)
+    if bound.item() > limit:
+        bound = torch.nextafter(bound, torch.zeros_like(bound))
+    return float(bound)
+
+
 def _check_target(target: float, one_sided: bool) -> None:
-    if not isinstance(one_sided, bool | np.bool_):
-        raise wrong_type(one_sided, "one_sided", "a bool")
-    if isinstance(target, bool) or not isinstance(target, int | float | np.integer | np.floating):
-        raise wrong_type(target, "target", "a real number")
-    if not 0 <= target < math.inf:
-        raise ValueError(f"target must be a finite number of at least 0, got {target}")
+    check_bool(one_sided, "one_sided")
+    check_positive(target, "target", zero=True)

@@ -165,8 +165,8 @@ def optimal_critic(real: Tensor, fake: Tensor) -> Callable[[Tensor], Tensor]:
     Returns
     -------
     callable
-        From points (k, …), on any device, to values (k,) in their dtype; differentiable. The
-        mean over `fake` is 0.
+        From floating-point points (k, …), on any device, to values (k,) in their dtype;
+        differentiable. The mean over `fake` is 0.
 
     Raises
     ------
@@ -186,7 +186,12 @@ def optimal_critic(real: Tensor, fake: Tensor) -> Callable[[Tensor], Tensor]:
         potential = optimal_transport(real, fake).fake_potential
         centres = torch.as_tensor(_points(real, fake)[1])
 
+    shape = fake.shape[1:]
+
     def critic(points: Tensor) -> Tensor:
+        check_tensor(points, "points", min_ndim=1, finite=False)
+        if points.shape[1:] != shape:
+            raise ValueError(f"points must have shape {('k', *shape)}, got {(*points.shape,)}")
         rows = points.reshape(len(points), -1).to(torch.float64)
         distances = torch.cdist(
             rows, centres.to(rows.device), compute_mode="donot_use_mm_for_euclid_dist"
@@ -406,7 +411,7 @@ def _solved(real: Tensor, fake: Tensor, p: float) -> _Plan:
     raise RuntimeError(
         "no optimal transport between real and fake: the best plan found has "
         f"W_p = {distance:.6g}, and {excess:.1e} of its cost may be too much; "
-        "look for points that lie far out"
+        f"look for points that lie far out, or take a smaller p than {p:g}"
     )
 
 

@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, skip_init
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 from weights import gaussian, norm, original
 
 from lipbook.normalization import spectral_normalize
@@ -468,16 +469,64 @@ def test_evaluation_depends_on_the_vectors_that_are_loaded():
     assert not torch.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(3, 4), (4,)])
-@pytest.mark.parametrize("scale", [1e19, 1e25, 1e37])
-@pytest.mark.parametrize("dim", [0, 1])
-def test_an_overflowing_square_is_no_zero(training, shape, scale, dim):
-    layer = nn.LayerNorm(4) if len(shape) == 1 else nn.Linear(4, 3)
-    layer.weight.data.copy_(scale * single(*shape))
-    layer = spectral_normalize(layer, dim=dim, n_power_iterations=50).train(training)
-    length = layer.weight.detach().norm() if len(shape) == 1 else norm(layer.weight)
-    assert float(length) == pytest.approx(1, rel=1e-3)
+EXTREMES = [
+    (torch.float32, (1e-24, 1e-15, 1e19, 1e25, 1e37)),
+    (torch.float64, (1e-200, 1e155, 1e300)),
+    (torch.complex128, (1e-200, 1e155, 1e300)),
+]
+
+
+def extreme(kind: str, scale: float, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor]:
+    """A layer of a weight whose squares leave the range of the dtype, and the true quotient."""
+    shape, options = (4,) if kind == "vector" else (3, 4), {}
+    layer = nn.LayerNorm(4, dtype=dtype) if kind == "vector" else nn.Linear(4, 3, dtype=dtype)
+    if kind == "operator":
+        shape, options = (3, 4, 1), {"norm": "operator", "input_size": 1}
+        layer = nn.Conv1d(4, 3, 1, dtype=dtype)
+    weight = gaussian(*shape).to(dtype)
+    layer.weight.data.copy_(scale * weight)
+    options |= {"dim": 1} if kind == "columns" else {}
+    layer = spectral_normalize(layer, n_power_iterations=300, eps=scale / 1e20, **options)
+    return layer, weight / torch.linalg.matrix_norm(weight.reshape(-1, 4), 2)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "columns", "operator", "vector"])
+@pytest.mark.parametrize(("dtype", "scale"), [(d, s) for d, scales in EXTREMES for s in scales])
+def test_a_square_out_of_range_is_no_norm(kind, dtype, scale):
+    layer, expected = extreme(kind, scale, dtype)
+    for mode in (True, False):
+        torch.testing.assert_close(layer.train(mode).weight.detach(), expected)
+    norm = layer.parametrizations.weight[0]
+    torch.testing.assert_close(vmap(norm)(original(layer).detach()[None])[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "columns", "operator"])
+@pytest.mark.parametrize("scale", [1e19, 1e20, 1e25, 1e30])
+def test_gradients_of_weights_whose_squares_overflow(kind, scale):
+    """By every road: ``1/σ²`` is 0 in float32, and with it was a term of the gradient."""
+    layer, _ = extreme(kind, scale, torch.float32)
+    w = original(layer)
+    g = single(*w.shape, seed=1)
+    exact = (w.detach().double() / scale).requires_grad_()
+    quotient = exact / torch.linalg.matrix_norm(exact.reshape(3, 4), 2)
+    expected = torch.autograd.grad(quotient, exact, g.double())[0].float() / scale
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5 / scale)
+    norm = layer.parametrizations.weight[0]
+    for mode in (True, False):
+        layer.train(mode)
+        close(torch.autograd.grad(layer.weight, w, g)[0], expected)
+        close(torch.autograd.grad(layer.weight, w, g, create_graph=True)[0].detach(), expected)
+        close(grad(lambda x: (norm(x) * g).sum())(w.detach()), expected)
+
+
+def test_a_counter_of_operations_changes_no_weight():
+    layer = spectral_normalize(nn.Linear(40, 30, bias=False))
+    _ = layer.weight, layer.eval().weight
+    original(layer).data = torch.eye(30, 40) * torch.linspace(1, 9, 40)
+    with FlopCounterMode(display=False):
+        counted = layer.weight
+    assert torch.equal(counted, layer.weight)
+    assert norm(counted) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

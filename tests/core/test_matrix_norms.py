@@ -177,5 +177,5 @@ def test_refusals(norm, bad, error, message):
 
 @pytest.mark.parametrize("p", [0, 3, -2, "fro"])
 def test_other_p(p):
-    with pytest.raises(ValueError, match=f"p must be 1, 2 or inf, got {p}"):
+    with pytest.raises(ValueError, match=f"p must be 1, 2 or inf, got {p!r}"):
         induced_norm(torch.eye(2), p)

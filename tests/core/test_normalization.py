@@ -8,6 +8,7 @@ import types
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from weights import critic, gaussian, norm, original
 
 from lipbook.convolution import conv_spectral_norm
+from lipbook.lipschitz import jacobian_norms
+from lipbook.matrix_norms import induced_norm
 from lipbook.normalization import (
     OrthonormalPenalty,
     SpectralProjection,
@@ -28,7 +31,7 @@ from lipbook.normalization import (
     spectral_normalize_network,
 )
 from lipbook.parametrizations import Normalization
-from lipbook.power_iteration import article_keras_spectral_norm
+from lipbook.power_iteration import article_keras_spectral_norm, power_iteration
 from lipbook.regularization import SpectralPenalty, frobenius_penalty
 from lipbook.wgan import (
     GradientPenalty,
@@ -98,6 +101,13 @@ def test_exact_projection():
     bn.running_var.fill_(4.0)
     project_spectral_(nn.Sequential(bn, nn.LayerNorm(3)))
     torch.testing.assert_close(bn.weight.detach(), torch.full((3,), 2.0), rtol=1e-4, atol=0)
+
+
+def test_projection_to_a_norm_far_below_the_weights():
+    layer = nn.Linear(3, 3)
+    layer.weight.data.mul_(1e25)
+    project_spectral_(layer, coefficient=1e-25)
+    assert norm(1e25 * layer.weight) == pytest.approx(1, rel=1e-5)
 
 
 def test_projection_of_the_smallest_numbers():
@@ -511,6 +521,43 @@ def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
 
 
 @pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: spectral_normalize_network([nn.Linear(2, 2)]), TypeError, "network must be an nn"),
+        (lambda: remove_spectral_normalization(None), TypeError, "network must be an nn.Module"),
+        (lambda: clip_weights_(None, 0.1), TypeError, "module must be an nn.Module"),
+        (
+            lambda: spectral_normalize_network(nn.Linear(2, 2), batch_norms="no"),
+            TypeError,
+            "a bool",
+        ),
+        (
+            lambda: remove_spectral_normalization(nn.Linear(2, 2), leave_parametrized="no"),
+            TypeError,
+            "a bool",
+        ),
+        (lambda: conv_spectral_norm(torch.ones(1, 1, 3), 5, transposed="no"), TypeError, "a bool"),
+        (lambda: power_iteration(torch.eye(2), detach="no"), TypeError, "detach must be a bool"),
+        (lambda: induced_norm(torch.eye(2), np.array([1, 2])), ValueError, "p must be 1, 2 or inf"),
+        (lambda: induced_norm(torch.eye(2), "2"), ValueError, "p must be 1, 2 or inf, got '2'"),
+        (
+            lambda: jacobian_norms(torch.sin, torch.ones(1, 2), chunk_size=0),
+            ValueError,
+            "k_size must be",
+        ),
+    ],
+)
+def test_what_was_taken_or_refused_by_torch_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_numpys_booleans_are_booleans():
+    layer = spectral_normalize(nn.Linear(2, 2), at_most=np.True_)
+    assert "at_most=True" in repr(layer)
+
+
+@pytest.mark.parametrize(
     ("module", "options", "error", "message"),
     [
         (nn.ReLU(), {}, ValueError, "must have a parameter named 'weight', ReLU"),
@@ -533,7 +580,7 @@ def test_the_projection_and_the_penalty_act_on_the_weight_in_use():
         ),
         (nn.Linear(2, 2), {"n_power_iterations": 0}, ValueError, "n_power_iterations .* got 0"),
         (nn.Linear(2, 2), {"coefficient": 0.0}, ValueError, "coefficient must be .* got 0"),
-        (nn.Linear(2, 2), {"eps": -1.0}, ValueError, "eps must be a finite number above 0"),
+        (nn.Linear(2, 2), {"eps": -1.0}, ValueError, "eps must be a finite .* of at least 0"),
         (nn.Linear(2, 2), {"at_most": 1.0}, TypeError, "at_most must be a bool, got float"),
         (nn.Conv2d(1, 1, 3), {"norm": "operator"}, ValueError, "input_size must be given"),
         (

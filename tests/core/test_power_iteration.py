@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from fractions import Fraction
@@ -314,8 +315,19 @@ def test_second_derivative_is_right_or_refused():
     matrix = gaussian(4, 3).requires_grad_()
     assert gradgradcheck(lambda w: spectral_norm(w, method="svd"), matrix)
     (grad,) = torch.autograd.grad(spectral_norm(matrix).square(), matrix, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="can be differentiated once only; method='svd' any"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("method", ["auto", "gram", "lanczos"])
+@pytest.mark.parametrize("beside", [lambda w: w.square().sum() / 2, torch.zeros_like])
+def test_no_second_derivative_leaves_the_norm_out(method, beside):
+    """It did, unnoticed, as soon as the loss held anything else."""
+    matrix = gaussian(4, 3).requires_grad_()
+    loss = spectral_norm(matrix @ matrix.T, method=method) + beside(matrix).sum()
+    (grad,) = torch.autograd.grad(loss, matrix, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once only; method='svd' any"):
+        torch.autograd.grad(grad.sum(), matrix)
 
 
 @every_method
@@ -466,6 +478,17 @@ def test_lanczos_basis_stays_orthogonal():
     )
 
 
+@pytest.mark.parametrize("length", [1.0, 1e-40])
+def test_lanczos_takes_weights_and_starts_of_any_length(length):
+    weight = nn.Linear(3, 4).weight
+    found = golub_kahan_lanczos(weight.mv, weight.T.mv, torch.full((3,), length))
+    assert found.converged
+    assert not found.right.requires_grad
+    assert weight.mv(found.right).norm().item() == pytest.approx(
+        spectral_norm(weight).item(), rel=1e-5
+    )
+
+
 def test_lanczos_reports_failure():
     matrix = gaussian(200, 180)
     start = random_start(180, like=matrix)
@@ -561,6 +584,10 @@ I = torch.eye(2)  # noqa: E741
         (lambda: spectral_norm(I, method="qr"), ValueError, "method must be .* got 'qr'"),
         (lambda: spectral_norm(I, rtol=0.0), ValueError, "rtol must be a finite number above 0"),
         (lambda: spectral_norm_bounds(I, n_squarings=-1), ValueError, "n_squarings .* got -1"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I[0] / 0), ValueError, "start must be finite"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I[0].int()), TypeError, "start must have a real"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, [1.0, 1.0]), TypeError, "start must be a torch.T"),
+        (lambda: golub_kahan_lanczos(I.mv, I.mv, I), ValueError, "start must have 1 axes"),
         (lambda: article_keras_spectral_norm(I, 0), ValueError, "n_iterations must be at least 1"),
         (lambda: article_keras_spectral_norm(I.int()), TypeError, "kernel must have a real"),
         (lambda: article_keras_spectral_norm(I.sum()), ValueError, "kernel must have at least 1"),
@@ -569,6 +596,17 @@ I = torch.eye(2)  # noqa: E741
 def test_refused_options(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("n", [4, 200])
+def test_compiled_and_traced(n):
+    matrix = gaussian(n + 5, n)
+    torch.compiler.reset()
+    for method in ("auto", "gram", "lanczos"):
+        found = torch.compile(functools.partial(spectral_norm, method=method), backend="eager")
+        torch.testing.assert_close(found(matrix), spectral_norm(matrix))
+    with pytest.raises(RuntimeError, match="trace would keep one value of spectral_norm, whatever"):
+        torch.jit.trace(spectral_norm, matrix, check_trace=False)
 
 
 def test_torch_func_is_told_what_it_can_transform():

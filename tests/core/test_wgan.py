@@ -1,9 +1,11 @@
 """Losses, the gradient penalty and the constraints, against formulas and other routes."""
 
 import copy
+import functools
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import scipy.stats
@@ -357,11 +359,17 @@ def test_penalty_takes_flat_scores_views_images_and_conditions():
 def test_batch_norm_is_refused_with_the_reason(layer):
     critic = nn.Sequential(nn.Linear(2, 4), nn.Sequential(layer), nn.Linear(4, 1))
     real, fake = torch.randn(2, 5, 2, generator=rng())
-    reason = "BatchNorm layer in training mode: it lets a score depend"
-    with pytest.raises(ValueError, match=reason):
-        gradient_penalty(critic, real, fake)
-    with pytest.raises(ValueError, match=reason):
-        GradientPenalty().penalty(critic, real, fake, rng())
+    reason = "BatchNorm layer (in training mode|without running statistics): it lets a score depend"
+    holder = SimpleNamespace(net=critic)
+    label = functools.partial(lambda x, net, sign: sign * net(x), net=critic, sign=-1)
+    for function in (critic, lambda x: critic(x), lambda x: holder.net(x), critic.forward, label):
+        with pytest.raises(ValueError, match=reason):
+            gradient_penalty(function, real, fake)
+        with pytest.raises(ValueError, match=reason):
+            R1Penalty().penalty(function, real, fake, rng())
+    assert not any(module._forward_pre_hooks for module in critic[1:].modules())
+    other = nn.Linear(2, 1)  # beside one that is there and does not run
+    gradient_penalty(lambda x: other(x) if holder.net else critic(x), real, fake)
 
 
 def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
@@ -369,7 +377,7 @@ def test_batch_norm_passes_in_evaluation_unless_it_has_no_statistics():
     real, fake = torch.randn(2, 5, 2, generator=rng())
     assert gradient_penalty(critic.eval(), real, fake).isfinite()
     critic[1] = nn.BatchNorm1d(4, track_running_stats=False).eval()
-    with pytest.raises(ValueError, match="BatchNorm"):
+    with pytest.raises(ValueError, match=r"without running statistics: .*GroupNorm$"):
         gradient_penalty(critic, real, fake)
 
 
@@ -470,6 +478,7 @@ def test_a_critic_that_was_made_in_inference_mode_has_its_penalties(penalty):
     weights = [*critic.parameters()]
     value = penalty(critic, *samples)
     assert value.item() == pytest.approx(penalty(ordinary, *samples).item())
+    assert penalty(lambda x: critic(x), *samples).item() == value.item()
     assert all(map(torch.equal, weights, critic.parameters()))
     assert all(parameter.is_inference() for parameter in critic.parameters())
     lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1)).double()
@@ -547,6 +556,26 @@ def test_a_bound_beyond_the_dtype_clips_nothing(dtype):
     state = {name: x.clone() for name, x in critic.to(dtype).state_dict().items()}
     clip_weights_(critic, 1e300)
     assert all(torch.equal(x, state[name]) for name, x in critic.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_weight_is_rounded_to_above_the_bound(dtype):
+    torch.manual_seed(0)
+    assert clip_weights_(nn.Linear(9, 9).to(dtype), 0.01).weight.max().item() <= 0.01
+
+
+@pytest.mark.parametrize("clip", [clip_weights_, clip_frobenius_])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_weight_that_is_not_finite_is_clipped(clip, bad):
+    """One infinity made all others 0 and itself NaN."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    layers[1].weight.data[0, 0] = bad
+    before = layers[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=f"1.weight must be finite, got {bad} at index"):
+        clip(layers, 1e-3)
+    assert torch.equal(layers[0].weight, before)
+    with pytest.raises(TypeError, match=r"must have (a real floating|real weights)"):
+        clip(nn.Linear(2, 2, dtype=torch.complex64), 1.0)
 
 
 def test_clipping_does_not_only_rescale():

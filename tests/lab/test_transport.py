@@ -237,6 +237,27 @@ def test_the_critic_has_the_values_of_the_potentials():
     torch.testing.assert_close(critic(fake), -solution.fake_potential)
 
 
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        (torch.ones(2, 2).long(), TypeError, "points must have a real floating-point dtype"),
+        (torch.ones(2, 2).cfloat(), TypeError, "points must have a real floating-point dtype"),
+        (torch.ones(2, 3), ValueError, r"points must have shape \('k', 2\), got \(2, 3\)"),
+        (torch.ones(0, 2), ValueError, "points must not be empty"),
+        ([[1.0, 2.0]], TypeError, "points must be a torch.Tensor, got list"),
+    ],
+)
+def test_the_critic_takes_floating_point_points_of_its_space(points, error, message):
+    with pytest.raises(error, match=message):
+        optimal_critic(torch.zeros(3, 2), torch.ones(3, 2))(points)
+
+
+def test_a_power_that_float64_cannot_hold_is_named():
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises((RuntimeError, ValueError), match="100000"):
+        optimal_transport(x * 3, x + 1, p=1e5)
+
+
 def test_the_critic_is_differentiable_with_slope_1_almost_everywhere():
     critic = optimal_critic(normal(15, 2), normal(10, 2, seed=1))
     points = normal(50, 2, seed=2).requires_grad_()
