@@ -635,11 +635,11 @@ def _narrow(kernel: Tensor) -> Tensor:
     return narrow if torch.equal(narrow.double(), kernel) else kernel
 
 
-def layer_norm(layer: Any, size: Sequence[int]) -> float:
-    """Return the norm of a convolution layer, to nine digits."""
+def layer_norm(layer: Any, size: Sequence[int], weight: Tensor) -> float:
+    """Return the norm of a convolution layer with such a weight, to nine digits."""
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
     options = {name: getattr(layer, name) for name in names}
-    return float(conv_spectral_norm(layer.weight.detach().double(), size, rtol=1e-9, **options))
+    return float(conv_spectral_norm(weight.detach().double(), size, rtol=1e-9, **options))
 
 
 def _max_pooled(call: Call) -> Any:

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lipbook._checks import check_positive, is_transforming, untransformable
-from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
+from lipbook._layers import CONVOLUTIONS, Originals, copied, has_changed, is_plain
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
 _WAY_OUT = "pass constants={name: value} with the name or the class of a module that holds it"
@@ -133,6 +133,10 @@ class Walk(_Seen):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._worker.shutdown()
+
+    def moving(self) -> Iterable[int]:
+        """Return the memories that moved, by where they start."""
+        return self._memories
 
     def elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call in another thread, where no mode is on; autograd is off inside a dispatch mode."""
@@ -376,10 +380,13 @@ def follow(
     if is_transforming():
         raise untransformable("a certificate", "it is a number; call for it outside")
     with torch.inference_mode(False), torch.no_grad():
-        used, network, dtype = _runnable(module, shape)
+        used, (network, originals), dtype = _runnable(module, shape)
         sample = _Sample(used, network, shape, dtype, radius)
+        changes = has_changed(originals.own_state)  # by itself: the walk will change its layers
         seen = chain(sample.seen.held, network.parameters(), network.buffers())
-        move, steps = _walk_through(network, shape, dtype, radius, constants or {}, seen)
+        move, steps, moving = _walk_through(network, shape, dtype, radius, constants or {}, seen)
+        changes = changes or not originals.own.isdisjoint(moving)
+        originals.check(sample.seen.held, changes=changes)
         if move.jumps:
             raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
         if not constants:
@@ -413,11 +420,11 @@ def _walk_through(
     radius: float,
     constants: Mapping[str | type[nn.Module], float],
     seen: Iterable[Tensor],
-) -> tuple[Move, list[Step]]:
+) -> tuple[Move, list[Step], Iterable[int]]:
     walk = Walk(radius, dtype)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
     for name, part in network.named_modules():
-        given = constants.get(name, constants.get(type(part)))
+        given = constants.get(name, constants.get(type_before_parametrizations(part)))
         if isinstance(part, torch.jit.ScriptModule):
             if given is not None:
                 raise UncertifiedError(
@@ -440,7 +447,7 @@ def _walk_through(
             raise UncertifiedError(text) from error
     if walk.refusal:
         raise UncertifiedError(walk.refusal)
-    return walk.move(y) or Move(0.0), walk.steps
+    return walk.move(y) or Move(0.0), walk.steps, walk.moving()
 
 
 def _given(constant: float) -> Callable[..., tuple[float, float]]:
@@ -488,7 +495,10 @@ def _visit(
             return forward(*args, **kwargs)
         with walk.refusing(type(module).__name__):
             given = inspect.signature(forward).bind(*args, **kwargs)
-            slopes = walk.elsewhere(known, *given.args)
+            weight = getattr(module, "weight", None)  # here, where a parametrization is followed
+            if walk.move(weight) is not None:
+                raise UncertifiedError("its weight depends on the input")
+            slopes = walk.elsewhere(known, weight, *given.args)
         return _as_a_whole(walk, type(module).__name__, forward, slopes, args, kwargs)
     finally:
         walk.layers.pop()
@@ -514,7 +524,7 @@ def _as_a_whole(
         if _storage(copies[id(tensor)]) in held:  # who changes a view of it would change it, too
             walk.put(tensor, _INSIDE, write=True)
     joint = moves[0] if len(moves) == 1 else Move(math.hypot(*(m.bound for m in moves)))
-    found = activated(joint, *slopes)
+    found = walk.elsewhere(activated, joint, *slopes)  # whose products are not the network's
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
             own = found if tensor.shape == tensors[0].shape else found._replace(spread=None)
@@ -552,10 +562,10 @@ def _on_copies(
 def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
     """Steepest and flattest slope of a layer, where they say more than its operations do."""
     if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
-        return lambda x: (_copies(module, x), -math.inf)
+        return lambda _, x: (_copies(module, x), -math.inf)
     if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
         axes = len(module.kernel_size)  # of the image, which may come without a batch
-        return lambda x: (layer_norm(module, x.shape[-axes:]), -math.inf)
+        return lambda weight, x: (layer_norm(module, x.shape[-axes:], weight), -math.inf)
     return None
 
 
@@ -656,27 +666,28 @@ def _doubled(value: Any, seen: dict[int, Tensor]) -> Any:
     return seen.setdefault(id(value), wide.double() if wide.is_floating_point() else wide)
 
 
-def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, nn.Module, torch.dtype]:
+def _runnable(
+    module: nn.Module, shape: Sequence[int]
+) -> tuple[nn.Module, tuple[nn.Module, Originals], torch.dtype]:
     """Copy a module in float64, or in its own dtype if it insists; refuse what it refuses.
 
     The first of the two copies was called.
     """
     floating = (t.dtype for t in chain(module.parameters(), module.buffers()))
     own = next((d for d in floating if d.is_floating_point), torch.get_default_dtype())
-    twin = frozen_copy(module)
-    for part in twin.modules():  # whose default is that of the dtype, and so not the copy's
-        if isinstance(part, nn.RMSNorm) and part.eps is None:
-            part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
     for dtype in (torch.float64, own):
-        used, network = frozen_copy(twin), frozen_copy(twin)
-        if dtype == torch.float64:
-            used, network = used.double(), network.double()
+        (used, _), (network, originals) = (
+            copied(module, wide=dtype == torch.float64) for _ in range(2)
+        )
+        for part in chain(used.modules(), network.modules()):
+            if isinstance(part, nn.RMSNorm) and part.eps is None:  # the default of its dtype
+                part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
         try:
-            used(torch.zeros(3, *shape, dtype=dtype, device=_device(twin)))
+            used(torch.zeros(3, *shape, dtype=dtype, device=_device(used)))
         except Exception as error:
             problem = error
         else:
-            return used, network, dtype
+            return used, (network, originals), dtype
     raise ValueError(f"module does not take inputs of shape {(*shape,)}: {problem}") from problem
 
 

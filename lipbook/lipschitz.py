@@ -574,7 +574,7 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
             if is_plain(layer, nn.Linear):
                 return induced_norm(layer.weight.detach().double()).item()
             if is_plain(layer, *CONVOLUTIONS):
-                return layer_norm(layer, shape[1:])
+                return layer_norm(layer, shape[1:], layer.weight)
             return follow(layer, shape)[0]
     except TypeError as error:
         raise TypeError(

@@ -945,3 +945,114 @@ def test_a_module_that_its_first_call_sets_up_must_have_been_called():
 def test_refusals(net, options, error, message):
     with pytest.raises(error, match=message):
         lipschitz_certificate(net, (4,), **options)
+
+
+@pytest.mark.parametrize("activation", [nn.Softsign(), nn.Tanhshrink(), nn.RReLU()])
+def test_activations_known_as_a_whole_behind_a_dense_layer(activation):
+    layer = nn.Linear(3, 3)
+    value = lipschitz_certificate(nn.Sequential(layer, activation), (3,)).value
+    assert value <= torch.linalg.matrix_norm(layer.weight, 2).item() * (1 + 1e-5)
+
+
+class Skip(nn.Module):
+    """A hook keeps a value in the module itself, and not in its copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.skip = nn.Linear(4, 4), torch.zeros(1, 4)
+        self.layer.register_forward_hook(lambda _, __, y: setattr(self, "skip", y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 10 * self.skip
+
+
+class Patched(nn.Module):
+    """A patched forward that reads the state of the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(4, 4), torch.ones(1, 4)
+        old = self.layer.forward
+        self.layer.forward = lambda x: old(x) * self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gate = 1 + 50 * torch.sigmoid(x)
+        return self.layer(x)
+
+
+class Copied(nn.Module):
+    """A patched forward whose state lies in a buffer that is written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gate", torch.ones(1, 4))
+        self.f = lambda x: x * self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([(self.gate.copy_(row[None]), self.f(row[None]))[1] for row in x])
+
+
+@pytest.mark.parametrize("kind", [Skip, Patched, Copied])
+def test_what_functions_do_to_the_module_itself_is_refused(kind):
+    with pytest.raises(TypeError, match="reads or changes the module itself"):
+        lipschitz_certificate(kind(), (4,))
+
+
+class Views(nn.Module):
+    """A buffer and a view of it, which as a parameter has lost its base."""
+
+    def __init__(self, *, parameter: bool) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(1, 8))
+        self.view = self.state[:, :4]
+        if parameter:
+            self.view = nn.Parameter(self.view, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(self.state.copy_(row), 5 * self.view[0])[1] for row in x])
+
+
+@pytest.mark.parametrize("parameter", [False, True])
+def test_tensors_that_share_their_memory_do_so_in_the_copy(parameter):
+    net = Views(parameter=parameter)
+    assert lipschitz_certificate(net, (8,)).value >= 5
+    net.array = net.state.numpy()
+    with pytest.raises(TypeError, match="array of NumPy that shares its memory"):
+        lipschitz_certificate(net, (8,))
+
+
+class Gate(nn.Module):
+    def __init__(self, context: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.context["gate"]
+
+
+class Gated(nn.Module):
+    """A weight that depends on what forward leaves for its parametrization."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.context, self.layer = {"gate": torch.ones(1)}, layer
+        nn.utils.parametrize.register_parametrization(layer, "weight", Gate(self.context))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = (1 + 50 * torch.sigmoid(row.flatten()[:1]) for row in x)
+        rows = (
+            (self.context.update(gate=g), self.layer(r))[1] for g, r in zip(gates, x, strict=True)
+        )
+        return torch.stack(list(rows))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 4, bias=False), (4,)),
+        (nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"), (2, 4)),
+    ],
+)
+def test_parametrizations_are_followed(layer, shape):
+    with pytest.raises(TypeError, match=r"may grow without limit|depends on the input"):
+        lipschitz_certificate(Gated(layer), shape)
