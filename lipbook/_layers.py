@@ -301,7 +301,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _held(container: Any) -> list[int]:
-    return [id(one) for one in gc.get_referents(container)]
+    return [*map(id, gc.get_referents(container))]
 
 
 def _check_numbers(module: nn.Module) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -34,6 +35,7 @@ from lipbook._layers import CONVOLUTIONS, Originals, copied, has_changed, is_pla
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
 _WAY_OUT = "pass constants={name: value} with the name or the class of a module that holds it"
+_OUTWARD = 1e-12  # what the ends of a range are rounded by
 # Operations that take no more than the shape of a tensor.
 _SHAPES_ONLY = {
     *("empty_like", "zeros_like", "ones_like", "full_like", "is_same_size"),
@@ -127,6 +129,8 @@ class Walk(_Seen):
         self.refusal = ""
         self.looking = 0  # inside a function of torch that `_Escapes` has let pass
         self._seen: set[int] = set()  # storages of constants
+        self._sizes: dict[int, int] = {}  # and their bytes
+        self.exported: set[int] = set()  # constants whose memory went to NumPy or elsewhere
         self._blank: set[int] = set()  # that no operation wrote to: TorchScript may
         self._worker = ThreadPoolExecutor(1)
 
@@ -161,6 +165,8 @@ class Walk(_Seen):
         self, tensor: Tensor, move: Move, *, write: bool = False, over_constant: bool = False
     ) -> None:
         """Say how a tensor moves, after it was made or written, into a constant perhaps."""
+        if write and not move.jumps and _storage(tensor) not in self._memories:
+            self._check_alone(tensor)
         memory = self._memories.setdefault(_storage(tensor), _Memory(constant=over_constant))
         self.held.append(tensor)
         if write or memory.move is None:
@@ -178,6 +184,18 @@ class Walk(_Seen):
                 memory.writes.append(_cells(tensor))
         self._moves[id(tensor)] = (len(memory.writes), move)
 
+    def _check_alone(self, tensor: Tensor) -> None:
+        """Refuse a write into a constant that something else reads, NumPy or another storage."""
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()
+            start, stop = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+            meets = (a < stop and start < a + n and a != start for a, n in self._sizes.items())
+            if start in self.exported or not storage.resizable() or any(meets):
+                with self.refusing("copy_"):
+                    raise UncertifiedError(
+                        "it writes to memory that NumPy or another storage shares; clone it before"
+                    )
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -190,6 +208,8 @@ class Walk(_Seen):
         arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
         arguments.update(kwargs)
         written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+        if arguments.get("training"):  # batch statistics, which the schemas do not say are written
+            written += [k for k in ("running_mean", "running_var") if arguments.get(k) is not None]
         outs = {a.name for a in schema.arguments if a.is_out}
         inputs = {key: value for key, value in arguments.items() if key not in outs}
         name = schema.name.removeprefix("aten::")  # another library's add may be no sum
@@ -221,6 +241,8 @@ class Walk(_Seen):
         for tensor in tensors:
             self.held.append(tensor)
             self._seen.add(_storage(tensor))
+            with torch._C.DisableTorchFunction():
+                self._sizes[_storage(tensor)] = tensor.untyped_storage().nbytes()
 
     def check_seen(self, name: str, tensors: Iterable[Tensor], *, blank: bool) -> None:
         """Refuse what no operation made since the walk began, from values that move perhaps."""
@@ -307,12 +329,14 @@ class Walk(_Seen):
         """Narrow the range of a value on the ball around 0, on which the network runs at 0."""
         if move.jumps:
             return move
-        reach = times(move.bound, self.radius)
+        reach = times(move.bound, self.radius) * (1 + _OUTWARD)
         low, high = tensor.detach().double().aminmax() if tensor.numel() else (0.0, 0.0)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return move
-        return move._replace(
-            low=max(float(low) - reach, move.low), high=min(float(high) + reach, move.high)
+        if math.isfinite(low) and math.isfinite(high):
+            low, high = max(float(low) - reach, move.low), min(float(high) + reach, move.high)
+        else:
+            low, high = move.low, move.high
+        return move._replace(  # outward, for rounding; 0 is exact, as of relu
+            low=low - abs(low) * _OUTWARD, high=high + abs(high) * _OUTWARD
         )
 
     @contextlib.contextmanager
@@ -356,6 +380,7 @@ class _Escapes(TorchFunctionMode):
         if any(self.walk.move(one) is not None for one in taken):
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
+        self.walk.exported.update(map(_storage, _dense(given) if name in _ESCAPES else ()))
 
     def _known(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Follow a function as a whole if its slopes say more than its operations do."""
@@ -734,11 +759,13 @@ class _Sample:
         """Call with all inputs, with one as the walk does, and with two while autograd is on."""
         try:
             # Clones, for a network that begins in place.
-            images = used(self.points.clone())
+            with parametrize.cached():
+                images = used(self.points.clone())
+                with torch.enable_grad():
+                    pair = used(self.points[4:].clone())
             with _Seen() as self.seen:
                 single = network(self.points[:1].clone())
-            with torch.enable_grad():
-                return images, single, used(self.points[4:].clone())
+            return images, single, pair
         except Exception as error:
             raise UncertifiedError(f"module fails on a random input: {error}") from error
 

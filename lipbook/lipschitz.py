@@ -610,7 +610,7 @@ def exact_lipschitz(
 
     Cuts the box where each unit of each layer changes sign. The net is affine on every piece, and
     on a convex domain the constant is the largest norm of those matrices. Pieces thinner than
-    1e-10 of the box are lost in rounding.
+    1e-10 of the box, or of their distance from 0 on an open side, are lost in rounding.
 
     Parameters
     ----------
@@ -756,14 +756,16 @@ def _array(tensor: Tensor) -> Array:
 def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     """Cut a cell where its units change sign, and apply the activation to each part."""
     points, ends, matrix, offset = cell
-    reach = np.abs(points).max()
     lengths = np.hypot.reduce(np.abs(matrix), axis=1)  # whose squares may be beyond float64
-    tolerance = 1e-10 * (lengths * reach + np.abs(offset))
     values = points @ matrix.T + ends[:, None] * offset
+    tolerance = _tolerance(points, ends, lengths, offset)
+    crossed = (values < -tolerance).any(0) & (values > tolerance).any(0)
     parts = [(points, ends)]
-    for unit in np.flatnonzero((values.min(0) < -tolerance) & (values.max(0) > tolerance)):
-        row, c, thin = matrix[unit], offset[unit], tolerance[unit]
-        parts = [side for p, e in parts for side in _cut(p, e, p @ row + e * c, thin)]
+    for unit in np.flatnonzero(crossed):
+        row, c = matrix[unit], offset[unit]
+        thin = (_tolerance(p, e, lengths[[unit]], offset[[unit]])[:, 0] for p, e in parts)
+        cuts = zip(parts, thin, strict=True)
+        parts = [side for (p, e), t in cuts for side in _cut(p, e, p @ row + e * c, t)]
     middles = [matrix @ p.mean(0) + offset * e.mean() for p, e in parts]
     if not all(np.isfinite(numbers).all() for numbers in (tolerance, values, *middles)):
         raise ValueError("net must have finite values in the box, they are beyond float64")
@@ -774,7 +776,15 @@ def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     ]
 
 
-def _cut(points: Array, ends: Array, values: Array, tolerance: float) -> list[tuple[Array, Array]]:
+def _tolerance(points: Array, ends: Array, lengths: Array, offset: Array) -> Array:
+    """Return what counts as 0 of the value of each unit at each point, or along each direction."""
+    sizes = np.abs(points).max(1)
+    reach = sizes[ends > 0].max(initial=0.0)
+    own = 1e-10 * (np.outer(sizes, lengths) + np.outer(ends, np.abs(offset)))
+    return np.maximum(own, 1e-13 * reach * np.outer(ends, lengths))
+
+
+def _cut(points: Array, ends: Array, values: Array, tolerance: Array) -> list[tuple[Array, Array]]:
     """Cut a convex polygon or segment (Sutherland & Hodgman 1974) where `values` change sign."""
     values = np.where(np.abs(values) <= tolerance, 0.0, values)
     if values.min() >= 0 or values.max() <= 0:
@@ -784,7 +794,12 @@ def _cut(points: Array, ends: Array, values: Array, tolerance: float) -> list[tu
     for i, (vertex, value) in enumerate(zip(joined, values, strict=True)):
         previous = values[i - 1]
         if min(previous, value) < 0 < max(previous, value):
-            crossing = vertex + value / (value - previous) * (joined[i - 1] - vertex)
+            if ends[i] == ends[i - 1]:
+                crossing = vertex + value / (value - previous) * (joined[i - 1] - vertex)
+            elif ends[i] > 0:  # from a point in a direction
+                crossing = vertex - value / previous * joined[i - 1]
+            else:
+                crossing = joined[i - 1] - previous / value * vertex
             sides[0].append(crossing)
             sides[1].append(crossing)
         if value >= 0:
