@@ -7,6 +7,7 @@ same sentence everywhere.
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -182,7 +183,8 @@ def check_positive(value: float, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise wrong_type(value, name, "a real number")
-    if not 0 < value < float("inf"):
+    beyond = isinstance(value, int) and value > sys.float_info.max
+    if beyond or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
     return float(value)
 

@@ -156,7 +156,10 @@ def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """
     if not isinstance(input_shape, Iterable):
         raise TypeError(f"input_shape must be integers, got one {type(input_shape).__name__}")
-    shape = tuple(operator.index(length) for length in input_shape)
+    try:
+        shape = tuple(operator.index(length) for length in input_shape)
+    except TypeError as error:
+        raise TypeError(f"input_shape must be integers, got {input_shape}") from error
     if any(length < 1 for length in shape):
         raise ValueError(f"input_shape must have axes of at least 1, got {shape}")
     return shape
@@ -313,6 +316,8 @@ def _check_numbers(module: nn.Module) -> None:
         if tensor.is_meta or type(tensor) not in _TENSORS:
             kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
             raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
+        if tensor.is_floating_point() and tensor.itemsize == 1:  # torch hardly computes in float8
+            raise TypeError(f"module must compute in float16 at least, {name!r} is {tensor.dtype}")
         finite = torch.isfinite(tensor)
         if not isinstance(tensor, nn.Parameter):  # a mask of attention is -inf where it is shut
             finite |= tensor == -torch.inf

@@ -435,7 +435,10 @@ def checked_constants(
     known = {key for name, part in parts for key in (name, type_before_parametrizations(part))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the module")
-    return {key: check_positive(float(c), f"constants[{key!r}]") for key, c in constants.items()}
+    return {
+        key: check_positive(np.asarray(c).item(), f"constants[{key!r}]")
+        for key, c in constants.items()
+    }
 
 
 def _walk_through(
@@ -740,8 +743,8 @@ class _Sample:
                 f"module must return one tensor, got {type(images).__name__}; certify a module "
                 "that returns one of its results, or all of them joined by torch.cat"
             )
-        if images.numel() == 0 or images.is_complex():
-            kind = f"{images.dtype} of shape {(*images.shape,)}"
+        if images.numel() == 0 or images.is_complex() or images.is_meta:
+            kind = f"{images.dtype} of shape {(*images.shape,)} on {images.device}"
             raise UncertifiedError(f"module must return real numbers, got {kind}")
         rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
         if bool(images.isnan().any()):
@@ -771,9 +774,9 @@ class _Sample:
 
     def check(self, value: float) -> None:
         """Refuse a bound that the slopes between the inputs exceed."""
-        distances = nn.functional.pdist(self.points.double().flatten(1))
+        distances = nn.functional.pdist(self.points.double().reshape(6, -1))
         steepest = float((nn.functional.pdist(self.images) / distances).max())
-        noise = self.loose * float(self.images.abs().max()) / float(distances.min())
+        noise = float(self.loose * self.images.abs().max() / distances.min())  # inf, if they meet
         if steepest > value + noise:
             raise UncertifiedError(
                 f"the bound {value:.4g} is below a slope of {steepest:.4g} that was measured: the "

@@ -424,7 +424,10 @@ def activation_constant(activation: nn.Module) -> float:
     constant, x = 0.0, grid
     for _ in range(5):
         x.requires_grad_()
-        slopes = torch.autograd.grad(f(x.clone()).sum(), x)[0].abs()
+        total = f(x.clone()).sum()
+        slopes = x.detach() * 0  # of a step
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, x)[0].abs()
         top = int(slopes.argmax())
         constant = max(constant, slopes[top].item())
         low, high = x[max(top - 1, 0)].item(), x[min(top + 1, len(x) - 1)].item()
@@ -663,6 +666,8 @@ def exact_lipschitz(
             "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
         )
     low, high = (b.numpy() for b in _corners(box, torch.zeros(n_inputs, dtype=torch.float64)))
+    if any(((np.abs(b) > 1e300) & (np.abs(b) < math.inf)).any() for b in (low, high)):
+        raise ValueError("net must have finite values in the box, they are beyond float64")
     cells = [
         _Cell(points, ends, np.eye(n_inputs), np.zeros(n_inputs))
         for points, ends in _convex_parts(low, high)
@@ -780,8 +785,9 @@ def _tolerance(points: Array, ends: Array, lengths: Array, offset: Array) -> Arr
     """Return what counts as 0 of the value of each unit at each point, or along each direction."""
     sizes = np.abs(points).max(1)
     reach = sizes[ends > 0].max(initial=0.0)
-    own = 1e-10 * (np.outer(sizes, lengths) + np.outer(ends, np.abs(offset)))
-    return np.maximum(own, 1e-13 * reach * np.outer(ends, lengths))
+    own: Array = 1e-10 * (np.outer(sizes, lengths) + np.outer(ends, np.abs(offset)))
+    least: Array = 1e-13 * reach * np.outer(ends, lengths)
+    return np.where(own > least, own, least)
 
 
 def _cut(points: Array, ends: Array, values: Array, tolerance: Array) -> list[tuple[Array, Array]]:

@@ -1056,3 +1056,108 @@ class Gated(nn.Module):
 def test_parametrizations_are_followed(layer, shape):
     with pytest.raises(TypeError, match=r"may grow without limit|depends on the input"):
         lipschitz_certificate(Gated(layer), shape)
+
+
+class Statistics(nn.Module):
+    """BatchNorm of each input by itself: the first call writes what the second one reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = []
+        for row in x + torch.tensor([[10.0, -10.0]]).expand(2, -1).repeat(1, 3):
+            mean, var = torch.zeros(2).to(x), torch.ones(2).to(x)
+            F.batch_norm(row[None], mean, var, training=True, momentum=1.0)
+            rows.append(F.batch_norm(row[None], mean, var)[0])
+        return torch.stack(rows)
+
+
+def test_statistics_that_a_normalization_writes_are_seen():
+    with pytest.raises(TypeError, match="writes to one tensor and returns another"):
+        lipschitz_certificate(Statistics(), (2, 6))
+
+
+MEMORY = np.zeros(5)
+OVERLAPPING = torch.from_numpy(MEMORY[:4]), torch.from_numpy(MEMORY[1:])
+SCRATCH = torch.zeros(1, 5)
+AHEAD = torch.from_dlpack(SCRATCH[:, 1:])
+
+
+def seen_by(view):
+    def forward(x: Tensor) -> Tensor:
+        scratch = torch.zeros(x.shape, dtype=x.dtype)
+        seen = view(scratch)
+        scratch.copy_(x)
+        return torch.stack([row + 0 * len(seen) for row in scratch])
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        *map(seen_by, (Tensor.numpy, np.asarray, np.from_dlpack, Tensor.untyped_storage)),
+        lambda x: torch.stack([(OVERLAPPING[0].copy_(r), F.relu(OVERLAPPING[1]))[1] for r in x]),
+        lambda x: torch.cat([(SCRATCH[0, 1:].copy_(r), F.relu(AHEAD - 9))[1] for r in x]),
+    ],
+)
+def test_memory_that_others_share_is_not_written(forward):
+    with pytest.raises(TypeError, match="memory that NumPy or another storage shares"):
+        lipschitz_certificate(Function(forward), (4,))
+
+
+LARGE = torch.full((1, 4), 1e17, dtype=torch.float64)
+INDEX = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: LARGE.expand(len(x), -1).index_add(1, INDEX, x.double()),
+        lambda x: LARGE.expand(len(x), -1).scatter_add(1, INDEX.expand(len(x), -1), x.double()),
+        lambda x: LARGE.T.expand(-1, len(x)).index_put((INDEX,), x.double().T, accumulate=True).T,
+        lambda x: x * 1e-200 * 1e-200 * 1e200 * 1e200,
+        lambda x: (1e-170 * x).square() * 1e170 * 1e170,
+        lambda x: (1e-170 * x) * (1e-170 * x + 0) * 1e170 * 1e170,
+    ],
+)
+def test_what_rounding_takes_away_still_moves(forward):
+    assert lipschitz_certificate(Function(forward), (4,), radius=1.0).value >= 1
+
+
+def test_ranges_are_rounded_outward():
+    """1 / (a x + c), whose divisor comes down to 5.55e-17 on the ball."""
+    radius, a, c = 0.8359946282224158, 1.1037515740613137, 0.9227303868072942
+    with pytest.raises(TypeError, match="an end that its argument may reach"):
+        lipschitz_certificate(Function(lambda x: 1 / (x * a + c)), (1,), radius=radius)
+
+
+@pytest.mark.parametrize(("power", "a"), [(45, 5.0), (48, 11.0), (50, 7.0)])
+@pytest.mark.parametrize("bias", [0.0, -1.0])
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU()])
+def test_dense_layers_that_cancel(power, a, bias, last):
+    first, second = nn.Linear(1, 2, bias=False).double(), nn.Linear(2, 1).double()
+    first.weight.data = torch.tensor([[a], [1 + 2.0**-power]], dtype=torch.float64)
+    second.weight.data = torch.tensor([[-1.0, a]], dtype=torch.float64)
+    second.bias.data.fill_(bias)
+    value = lipschitz_certificate(nn.Sequential(first, second, last), (1,)).value
+    assert a * 2.0**-power <= value < a * 1e-12
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "options", "error", "message"),
+    [
+        (nn.ReLU(), (8,), {"radius": 10**400}, ValueError, "radius must be a finite number"),
+        (nn.ReLU(), (8,), {"radius": "1"}, TypeError, "radius must be a real number, got str"),
+        (nn.ReLU(), (8,), {"constants": {"": 10**400}}, ValueError, "constants"),
+        (nn.Linear(8, 8).to(torch.float8_e4m3fn), (8,), {}, TypeError, "float16 at least"),
+        (Function(lambda x: x.to("meta")), (8,), {}, TypeError, "real numbers, got .* on meta"),
+        (nn.ReLU(), (8.0,), {}, TypeError, r"input_shape must be integers, got \(8.0,\)"),
+    ],
+)
+def test_what_is_no_number_is_named(net, shape, options, error, message):
+    with pytest.raises(error, match=message):
+        lipschitz_certificate(net, shape, **options)
+
+
+def test_one_number_and_the_smallest_ball():
+    assert lipschitz_certificate(nn.ReLU(), ()).value == pytest.approx(1)
+    assert lipschitz_certificate(nn.ReLU(), (8,), radius=1e-320).value == pytest.approx(1)
