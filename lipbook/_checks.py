@@ -7,6 +7,7 @@ same sentence everywhere.
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -207,7 +208,8 @@ def check_positive(value: float, name: str, *, zero: bool = False) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise wrong_type(value, name, "a real number")
-    if not (0 < value < math.inf or (zero and value == 0)):
+    beyond = isinstance(value, int) and value > sys.float_info.max
+    if beyond or not (0 < value < math.inf or (zero and value == 0)):
         least = "of at least" if zero else "above"
         raise ValueError(f"{name} must be a finite number {least} 0, got {value}")
     return float(value)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -28,6 +30,8 @@ _WAY = ("__call__", "_call_impl", "forward", "_conv_forward", "__iter__")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)  # no subclasses: they may compute differently
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -180,67 +184,173 @@ def whole_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """
     if not isinstance(input_shape, Iterable):
         raise TypeError(f"input_shape must be integers, got one {type(input_shape).__name__}")
-    shape = tuple(operator.index(length) for length in input_shape)
+    try:
+        shape = tuple(operator.index(length) for length in input_shape)
+    except TypeError as error:
+        raise TypeError(f"input_shape must be integers, got {input_shape}") from error
     if any(length < 1 for length in shape):
         raise ValueError(f"input_shape must have axes of at least 1, got {shape}")
     return shape
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """Copy a network as it computes in evaluation mode: plain weights, no gradients.
+    """Copy a network as it computes in evaluation mode, without gradients.
 
     Raises
     ------
     TypeError
         If the network cannot be copied, or holds tensors without memory.
     """
+    return copied(module)[0]
+
+
+class Originals(NamedTuple):
+    """What a copy was made of: the copy must not change it, nor read it where it changes itself."""
+
+    memories: set[int]
+    own: set[int]  # memories of the copy
+    state: list[tuple[Any, list[int]]]  # containers, and what they hold, by `id`
+    own_state: list[tuple[Any, list[int]]]
+
+    def check(self, taken: Iterable[Tensor], *, changes: bool) -> None:
+        """Refuse a copy that was given such tensors while it changes, or that changed them."""
+        read = changes and any(_address(tensor) in self.memories for tensor in taken)
+        if read or has_changed(self.state):
+            raise TypeError(
+                "module cannot be copied: a function that it holds, a hook perhaps, reads or "
+                "changes the module itself; make it a method, or a module that is given what it "
+                "needs"
+            )
+
+
+def copied(module: nn.Module, *, wide: bool = False) -> tuple[nn.Module, Originals]:
+    """Make a frozen copy, with its parameters and buffers in float64 if `wide`.
+
+    Tensors that share their memory do so in the copy, and parametrizations stay.
+    """
     with torch.inference_mode(False), torch.no_grad():
-        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-            if tensor.layout is not torch.strided:
-                raise TypeError(f"module must hold dense tensors, {name!r} is sparse; densify it")
-            if nn.parameter.is_lazy(tensor):
-                raise TypeError(f"module must be initialized, {name!r} is not; call it once before")
-            if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
-                kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
-                raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
-            finite = torch.isfinite(tensor)
-            if not isinstance(tensor, nn.Parameter):  # a mask of attention is -inf where it is shut
-                finite |= tensor == -torch.inf
-            if not bool(finite.all()):
-                raise ValueError(f"module must hold finite numbers, {name!r} does not")
+        _check_numbers(module)
         # copy.deepcopy takes no tensor that was computed, such as the weight that a hook leaves.
         held = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
         held += [*module.parameters(), *module.buffers()]
+        computed = [t for t in held if not t.is_leaf or t.is_inference()]
         memo: dict[int, Any] = {
             id(t): nn.Parameter(t.clone(), False)
             if isinstance(t, nn.Parameter)
             else t.detach().clone()
-            for t in held
-            if not t.is_leaf or t.is_inference()
+            for t in computed
         }
         try:
             twin = copy.deepcopy(module, memo)
         except Exception as error:
             raise TypeError(f"module must be copied before it is followed: {error}") from error
+        # copy.deepcopy keeps alive what it has copied.
+        originals = [*{id(one): one for one in [*computed, *memo[id(memo)]]}.values()]
+        _share(module, originals, memo, wide=wide)
+        for part in twin.modules():
+            if wide and isinstance(part, torch.jit.ScriptModule):
+                part.double()
+            elif wide and parametrize.is_parametrized(part):
+                for makers in cast(nn.ModuleDict, part.parametrizations).values():
+                    cast(nn.ModuleList, makers).append(_Double())
         twin.eval()
-        for part in list(twin.modules()):
-            if parametrize.is_parametrized(part):
-                _bake(part)
         for parameter in twin.parameters():  # one by one: a scripted module cannot do it
             parameter.requires_grad_(False)
-        return twin
+        copies = [memo[id(one)] for one in originals if id(one) in memo]
+        memories, own = ({start for start, _ in _spans(o)} for o in (originals, copies))
+        return twin, Originals(memories, own, _state(originals), _state(copies))
 
 
-def _bake(part: Any) -> None:
-    """Keep the weights that the parametrizations compute, and drop these.
+def _state(objects: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    states = [vars(one) for one in objects if hasattr(one, "__dict__")]
+    containers = [o for o in (*states, *objects) if isinstance(o, dict | list | set)]
+    return [(one, _held(one)) for one in containers]
 
-    torch's `remove_parametrizations` would take them from the class, which a copy shares.
-    """
-    weights = {name: getattr(part, name).detach().clone() for name in part.parametrizations}
-    del part.parametrizations
-    part.__class__ = type(part).__bases__[0]
-    for name, weight in weights.items():
-        part.register_parameter(name, nn.Parameter(weight))
+
+def has_changed(state: Iterable[tuple[Any, list[int]]]) -> bool:
+    return any(_held(one) != held for one, held in state)
+
+
+def _spans(originals: Iterable[Any]) -> list[tuple[int, int]]:
+    """Return where the memories lie, which copies of arrays would separate from one another."""
+    arrays = [np.lib.array_utils.byte_bounds(o) for o in originals if isinstance(o, np.ndarray)]
+    tensors = {_address(o): o for o in originals if isinstance(o, Tensor) and _address(o)}
+    spans = [(a, a + t.untyped_storage().nbytes()) for a, t in tensors.items()]
+    for i, (start, stop) in enumerate(arrays):
+        if any(a < stop and start < b for a, b in (*arrays[:i], *spans)):
+            raise TypeError("module must not hold an array of NumPy that shares its memory")
+    return [*arrays, *spans]
+
+
+class _Double(nn.Module):
+    """What a parametrization computed in its own dtype, in that of the copy."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.double()
+
+
+def _share(
+    module: nn.Module, originals: Sequence[Any], memo: Mapping[int, Any], *, wide: bool
+) -> None:
+    """Give copies of tensors one memory where the originals have one, in float64 if `wide`."""
+    makers = {
+        maker
+        for part in module.modules()
+        if parametrize.is_parametrized(part)
+        for maker in cast(nn.Module, part.parametrizations).modules()
+    }
+    used = {
+        id(tensor)
+        for part in module.modules()
+        if part not in makers
+        for tensor in chain(part._parameters.values(), part._buffers.values())
+    }
+    groups: dict[int, list[Tensor]] = {}
+    for one in originals:
+        if type(one) in _TENSORS and one.layout is torch.strided and one.numel():
+            groups.setdefault(_address(one), []).append(one)
+    for tensors in groups.values():
+        first = tensors[0]
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            raise TypeError("module must not hold one memory as numbers of two kinds")
+        size = first.untyped_storage().nbytes() // first.itemsize
+        memory = first.detach().as_strided((size,), (1,), 0)
+        if wide and first.is_floating_point() and any(id(t) in used for t in tensors):
+            memory = memory.to(torch.float64, copy=True)
+        elif len(tensors) == 1:
+            continue
+        else:
+            memory = memory.clone()
+        for tensor in tensors:
+            memo[id(tensor)].data = memory.as_strided(
+                tensor.shape, tensor.stride(), tensor.storage_offset()
+            )
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _held(container: Any) -> list[int]:
+    return [*map(id, gc.get_referents(container))]
+
+
+def _check_numbers(module: nn.Module) -> None:
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"module must hold dense tensors, {name!r} is sparse; densify it")
+        if nn.parameter.is_lazy(tensor):
+            raise TypeError(f"module must be initialized, {name!r} is not; call it once before")
+        if tensor.is_meta or type(tensor) not in _TENSORS:
+            kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__}"
+            raise TypeError(f"module must hold its numbers, {name!r} is {kind}")
+        if tensor.is_floating_point() and tensor.itemsize == 1:  # torch hardly computes in float8
+            raise TypeError(f"module must compute in float16 at least, {name!r} is {tensor.dtype}")
+        finite = torch.isfinite(tensor)
+        if not isinstance(tensor, nn.Parameter):  # a mask of attention is -inf where it is shut
+            finite |= tensor == -torch.inf
+        if not bool(finite.all()):
+            raise ValueError(f"module must hold finite numbers, {name!r} does not")
 
 
 def try_out(module: nn.Module, shape: Sequence[int]) -> None:

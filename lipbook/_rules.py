@@ -18,6 +18,8 @@ from lipbook.convolution import conv_spectral_norm
 from lipbook.matrix_norms import induced_norm
 
 INF = math.inf
+_EPSILON = float(np.finfo(np.float64).eps)
+_TINY = float(np.finfo(np.float64).tiny)
 _RTOL = 1e-6  # what the iterated norm of a convolution is rounded up by
 _AT_ONCE = 2**22  # entries of the images that are pooled together: 32 MiB
 _LARGEST_SPREAD = 1024  # entries of a value whose directions are followed, an n × n matrix
@@ -49,6 +51,7 @@ class Move(NamedTuple):
     high: float = INF
     spread: Tensor | None = None
     jumps: str = ""
+    error: float = 0.0  # how far the spread may be from C, in norm, by rounding
 
     @property
     def peak(self) -> float:
@@ -86,8 +89,11 @@ Rule = Callable[[Call], Any]
 
 
 def times(a: float, b: float) -> float:
-    """Multiply bounds: what does not move stays, whatever it is multiplied by."""
-    return 0.0 if a == 0 or b == 0 else a * b
+    """Multiply bounds: what does not move stays, whatever it is multiplied by.
+
+    What would underflow becomes the smallest normal number.
+    """
+    return 0.0 if a == 0 or b == 0 else max(a * b, _TINY)
 
 
 def _repeats(call: Call, key: str, *others: str) -> float:
@@ -146,11 +152,15 @@ def _of_parts(*keys: str) -> Rule:
                 own = call.arguments[k]
                 fixed[k] = [value[j] if j in here else own[j].double() for j in range(len(own))]
         offsets = _results(call.run(**fixed))
+        # Beside zeros: ones that are added to large constants would be rounded away.
+        given = {k: call.arguments[k] for k in keys}
+        zeros = {k: _map(v, torch.zeros_like) for k, v in given.items() if not _is_number(v)}
+        nothing = _results(call.run(**zeros))
         parts = []
         for key, index, _ in tensors:
-            ones = torch.ones_like(_pick(fixed[key], index), requires_grad=True)
-            outputs = _results(call.run(**{**fixed, key: _put(fixed[key], index, ones)}))
-            parts.append([_sums(o, f, ones) for o, f in zip(outputs, offsets, strict=True)])
+            ones = torch.ones_like(_pick(zeros[key], index), requires_grad=True)
+            outputs = _results(call.run(**{**zeros, key: _put(zeros[key], index, ones)}))
+            parts.append([_sums(o, f, ones) for o, f in zip(outputs, nothing, strict=True)])
         moves = [move for *_, move in tensors]
         found = [_gather(f, moves, [p[j] for p in parts]) for j, f in enumerate(offsets)]
         return found if isinstance(call.run(**fixed), list | tuple) else found[0]
@@ -162,6 +172,10 @@ def _moving(moves: Any) -> list[tuple[int | None, Move]]:
     if isinstance(moves, list):
         return [(i, m) for i, m in enumerate(moves) if m is not None]
     return [] if moves is None else [(None, moves)]
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, Tensor | list | tuple)
 
 
 def _map(value: Any, function: Callable[..., Tensor]) -> Any:
@@ -254,18 +268,22 @@ def _added(sign: float, first: str = "self", second: str = "other") -> Rule:
         bound += times(b.bound, abs(alpha) * _repeats(call, second, first))
         ends = sorted((_end(alpha, b.low), _end(alpha, b.high)))
         shifted = b.bound == 0 and a.bound > 0 and _repeats(call, first, second) == 1
-        return Move(bound, a.low + ends[0], a.high + ends[1], a.spread if shifted else None)
+        return Move(
+            bound, a.low + ends[0], a.high + ends[1], a.spread if shifted else None, error=a.error
+        )
 
     return rule
 
 
 def _end(a: float, b: float) -> float:
-    return 0.0 if a == 0 or b == 0 else a * b  # 0 · inf is 0 at the end of an interval
+    if a == 0 or b == 0:  # 0 · inf is 0 at the end of an interval
+        return 0.0
+    return math.copysign(max(abs(a * b), _TINY), a) * math.copysign(1.0, b)
 
 
 def _negated(call: Call) -> Move:
     move = call.move("self")
-    return Move(move.bound, -move.high, -move.low, move.spread)
+    return move._replace(low=-move.high, high=-move.low)
 
 
 def _multiplied(call: Call) -> Move:
@@ -274,8 +292,9 @@ def _multiplied(call: Call) -> Move:
     bound += times(times(b.bound, a.peak), _repeats(call, "other", "self"))
     ends = [_end(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
     low = 0.0 if call.arguments["self"] is call.arguments["other"] else min(ends)
+    low = min(low, 0.0) if low <= _TINY else low  # where it underflows
     number = not isinstance(call.arguments["other"], Tensor)
-    return Move(bound, low, max(ends), a.spread if number else None)
+    return Move(bound, low, max(ends), a.spread if number else None, error=a.error)
 
 
 def _divided(call: Call) -> Move:
@@ -376,9 +395,15 @@ def _size(call: Call, key: str, matrix: Tensor) -> float:
 def _turned(move: Move, matrix: Tensor) -> Move:
     """Multiply a vector by a matrix, and follow the directions: ECLipsE-Fast."""
     reached = matrix if move.spread is None else matrix @ move.spread
-    norm = float(induced_norm(reached))
-    follow = 0 < norm < INF and len(matrix) <= _LARGEST_SPREAD
-    return Move(times(move.bound, norm), spread=reached / norm if follow else None)
+    error = 0.0
+    if move.spread is not None:  # a sum that cancels has errors beyond its own size
+        rounding = len(move.spread) * _EPSILON * float(move.spread.norm())
+        error = float(matrix.norm()) * (rounding + move.error)
+    norm = float(induced_norm(reached)) + error
+    if not (0 < norm < INF and len(matrix) <= _LARGEST_SPREAD):
+        return Move(times(move.bound, norm))
+    error = error / norm + len(matrix) * _EPSILON
+    return Move(times(move.bound, norm), spread=reached / norm, error=error)
 
 
 def activated(move: Move, steepest: float, flattest: float) -> Move:
@@ -390,8 +415,10 @@ def activated(move: Move, steepest: float, flattest: float) -> Move:
     spread = None
     if move.spread is not None and flattest >= 0:
         gram = move.spread @ move.spread.T
-        inner = 2 * torch.eye(len(gram)).to(gram) - gram
-        spread = torch.linalg.cholesky(torch.linalg.inv((inner + inner.T) / 2))
+        unit = torch.eye(len(gram)).to(gram)
+        inner = 2 * unit - gram
+        above = 2 * move.error * unit  # what rounding may have taken away
+        spread = torch.linalg.cholesky(torch.linalg.inv((inner + inner.T) / 2) + above)
     return Move(times(move.bound, steepest), spread=spread)
 
 
@@ -635,11 +662,11 @@ def _narrow(kernel: Tensor) -> Tensor:
     return narrow if torch.equal(narrow.double(), kernel) else kernel
 
 
-def layer_norm(layer: Any, size: Sequence[int]) -> float:
-    """Return the norm of a convolution layer, to nine digits."""
+def layer_norm(layer: Any, size: Sequence[int], weight: Tensor) -> float:
+    """Return the norm of a convolution layer with such a weight, to nine digits."""
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
     options = {name: getattr(layer, name) for name in names}
-    return float(conv_spectral_norm(layer.weight.detach().double(), size, rtol=1e-9, **options))
+    return float(conv_spectral_norm(weight.detach().double(), size, rtol=1e-9, **options))
 
 
 def _max_pooled(call: Call) -> Any:

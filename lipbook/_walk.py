@@ -24,16 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lipbook._checks import check_positive, is_transforming, untransformable
-from lipbook._layers import CONVOLUTIONS, frozen_copy, is_plain
+from lipbook._layers import CONVOLUTIONS, Originals, copied, has_changed, is_plain
 from lipbook._rules import RULES, Call, Move, UncertifiedError, activated, layer_norm, times
 
 _WAY_OUT = "pass constants={name: value} with the name or the class of a module that holds it"
+_OUTWARD = 1e-12  # what the ends of a range are rounded by
 # Operations that take no more than the shape of a tensor.
 _SHAPES_ONLY = {
     *("empty_like", "zeros_like", "ones_like", "full_like", "is_same_size"),
@@ -127,12 +129,18 @@ class Walk(_Seen):
         self.refusal = ""
         self.looking = 0  # inside a function of torch that `_Escapes` has let pass
         self._seen: set[int] = set()  # storages of constants
+        self._sizes: dict[int, int] = {}  # and their bytes
+        self.exported: set[int] = set()  # constants whose memory went to NumPy or elsewhere
         self._blank: set[int] = set()  # that no operation wrote to: TorchScript may
         self._worker = ThreadPoolExecutor(1)
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._worker.shutdown()
+
+    def moving(self) -> Iterable[int]:
+        """Return the memories that moved, by where they start."""
+        return self._memories
 
     def elsewhere(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call in another thread, where no mode is on; autograd is off inside a dispatch mode."""
@@ -157,6 +165,8 @@ class Walk(_Seen):
         self, tensor: Tensor, move: Move, *, write: bool = False, over_constant: bool = False
     ) -> None:
         """Say how a tensor moves, after it was made or written, into a constant perhaps."""
+        if write and not move.jumps and _storage(tensor) not in self._memories:
+            self._check_alone(tensor)
         memory = self._memories.setdefault(_storage(tensor), _Memory(constant=over_constant))
         self.held.append(tensor)
         if write or memory.move is None:
@@ -174,6 +184,18 @@ class Walk(_Seen):
                 memory.writes.append(_cells(tensor))
         self._moves[id(tensor)] = (len(memory.writes), move)
 
+    def _check_alone(self, tensor: Tensor) -> None:
+        """Refuse a write into a constant that something else reads, NumPy or another storage."""
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()
+            start, stop = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+            meets = (a < stop and start < a + n and a != start for a, n in self._sizes.items())
+            if start in self.exported or not storage.resizable() or any(meets):
+                with self.refusing("copy_"):
+                    raise UncertifiedError(
+                        "it writes to memory that NumPy or another storage shares; clone it before"
+                    )
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -186,6 +208,8 @@ class Walk(_Seen):
         arguments.update(zip((a.name for a in schema.arguments), args, strict=False))
         arguments.update(kwargs)
         written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+        if arguments.get("training"):  # batch statistics, which the schemas do not say are written
+            written += [k for k in ("running_mean", "running_var") if arguments.get(k) is not None]
         outs = {a.name for a in schema.arguments if a.is_out}
         inputs = {key: value for key, value in arguments.items() if key not in outs}
         name = schema.name.removeprefix("aten::")  # another library's add may be no sum
@@ -217,6 +241,8 @@ class Walk(_Seen):
         for tensor in tensors:
             self.held.append(tensor)
             self._seen.add(_storage(tensor))
+            with torch._C.DisableTorchFunction():
+                self._sizes[_storage(tensor)] = tensor.untyped_storage().nbytes()
 
     def check_seen(self, name: str, tensors: Iterable[Tensor], *, blank: bool) -> None:
         """Refuse what no operation made since the walk began, from values that move perhaps."""
@@ -303,12 +329,14 @@ class Walk(_Seen):
         """Narrow the range of a value on the ball around 0, on which the network runs at 0."""
         if move.jumps:
             return move
-        reach = times(move.bound, self.radius)
+        reach = times(move.bound, self.radius) * (1 + _OUTWARD)
         low, high = tensor.detach().double().aminmax() if tensor.numel() else (0.0, 0.0)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return move
-        return move._replace(
-            low=max(float(low) - reach, move.low), high=min(float(high) + reach, move.high)
+        if math.isfinite(low) and math.isfinite(high):
+            low, high = max(float(low) - reach, move.low), min(float(high) + reach, move.high)
+        else:
+            low, high = move.low, move.high
+        return move._replace(  # outward, for rounding; 0 is exact, as of relu
+            low=low - abs(low) * _OUTWARD, high=high + abs(high) * _OUTWARD
         )
 
     @contextlib.contextmanager
@@ -352,6 +380,7 @@ class _Escapes(TorchFunctionMode):
         if any(self.walk.move(one) is not None for one in taken):
             with self.walk.refusing(name):
                 raise UncertifiedError("its result cannot be followed")
+        self.walk.exported.update(map(_storage, _dense(given) if name in _ESCAPES else ()))
 
     def _known(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Follow a function as a whole if its slopes say more than its operations do."""
@@ -376,10 +405,13 @@ def follow(
     if is_transforming():
         raise untransformable("a certificate", "it is a number; call for it outside")
     with torch.inference_mode(False), torch.no_grad():
-        used, network, dtype = _runnable(module, shape)
+        used, (network, originals), dtype = _runnable(module, shape)
         sample = _Sample(used, network, shape, dtype, radius)
+        changes = has_changed(originals.own_state)  # by itself: the walk will change its layers
         seen = chain(sample.seen.held, network.parameters(), network.buffers())
-        move, steps = _walk_through(network, shape, dtype, radius, constants or {}, seen)
+        move, steps, moving = _walk_through(network, shape, dtype, radius, constants or {}, seen)
+        changes = changes or not originals.own.isdisjoint(moving)
+        originals.check(sample.seen.held, changes=changes)
         if move.jumps:
             raise UncertifiedError(f"module may jump: {move.jumps}; {_WAY_OUT}")
         if not constants:
@@ -403,7 +435,10 @@ def checked_constants(
     known = {key for name, part in parts for key in (name, type_before_parametrizations(part))}
     if unknown := [key for key in constants if key not in known]:
         raise ValueError(f"constants names {unknown[0]!r}, which is no layer of the module")
-    return {key: check_positive(float(c), f"constants[{key!r}]") for key, c in constants.items()}
+    return {
+        key: check_positive(np.asarray(c).item(), f"constants[{key!r}]")
+        for key, c in constants.items()
+    }
 
 
 def _walk_through(
@@ -413,11 +448,11 @@ def _walk_through(
     radius: float,
     constants: Mapping[str | type[nn.Module], float],
     seen: Iterable[Tensor],
-) -> tuple[Move, list[Step]]:
+) -> tuple[Move, list[Step], Iterable[int]]:
     walk = Walk(radius, dtype)
     x = torch.zeros(1, *shape, dtype=dtype, device=_device(network))
     for name, part in network.named_modules():
-        given = constants.get(name, constants.get(type(part)))
+        given = constants.get(name, constants.get(type_before_parametrizations(part)))
         if isinstance(part, torch.jit.ScriptModule):
             if given is not None:
                 raise UncertifiedError(
@@ -440,7 +475,7 @@ def _walk_through(
             raise UncertifiedError(text) from error
     if walk.refusal:
         raise UncertifiedError(walk.refusal)
-    return walk.move(y) or Move(0.0), walk.steps
+    return walk.move(y) or Move(0.0), walk.steps, walk.moving()
 
 
 def _given(constant: float) -> Callable[..., tuple[float, float]]:
@@ -488,7 +523,10 @@ def _visit(
             return forward(*args, **kwargs)
         with walk.refusing(type(module).__name__):
             given = inspect.signature(forward).bind(*args, **kwargs)
-            slopes = walk.elsewhere(known, *given.args)
+            weight = getattr(module, "weight", None)  # here, where a parametrization is followed
+            if walk.move(weight) is not None:
+                raise UncertifiedError("its weight depends on the input")
+            slopes = walk.elsewhere(known, weight, *given.args)
         return _as_a_whole(walk, type(module).__name__, forward, slopes, args, kwargs)
     finally:
         walk.layers.pop()
@@ -514,7 +552,7 @@ def _as_a_whole(
         if _storage(copies[id(tensor)]) in held:  # who changes a view of it would change it, too
             walk.put(tensor, _INSIDE, write=True)
     joint = moves[0] if len(moves) == 1 else Move(math.hypot(*(m.bound for m in moves)))
-    found = activated(joint, *slopes)
+    found = walk.elsewhere(activated, joint, *slopes)  # whose products are not the network's
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
             own = found if tensor.shape == tensors[0].shape else found._replace(spread=None)
@@ -552,10 +590,10 @@ def _on_copies(
 def known_slopes(module: Any) -> Callable[..., tuple[float, float]] | None:
     """Steepest and flattest slope of a layer, where they say more than its operations do."""
     if is_plain(module, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d):
-        return lambda x: (_copies(module, x), -math.inf)
+        return lambda _, x: (_copies(module, x), -math.inf)
     if is_plain(module, *CONVOLUTIONS) and module.padding_mode != "zeros":
         axes = len(module.kernel_size)  # of the image, which may come without a batch
-        return lambda x: (layer_norm(module, x.shape[-axes:]), -math.inf)
+        return lambda weight, x: (layer_norm(module, x.shape[-axes:], weight), -math.inf)
     return None
 
 
@@ -656,27 +694,28 @@ def _doubled(value: Any, seen: dict[int, Tensor]) -> Any:
     return seen.setdefault(id(value), wide.double() if wide.is_floating_point() else wide)
 
 
-def _runnable(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, nn.Module, torch.dtype]:
+def _runnable(
+    module: nn.Module, shape: Sequence[int]
+) -> tuple[nn.Module, tuple[nn.Module, Originals], torch.dtype]:
     """Copy a module in float64, or in its own dtype if it insists; refuse what it refuses.
 
     The first of the two copies was called.
     """
     floating = (t.dtype for t in chain(module.parameters(), module.buffers()))
     own = next((d for d in floating if d.is_floating_point), torch.get_default_dtype())
-    twin = frozen_copy(module)
-    for part in twin.modules():  # whose default is that of the dtype, and so not the copy's
-        if isinstance(part, nn.RMSNorm) and part.eps is None:
-            part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
     for dtype in (torch.float64, own):
-        used, network = frozen_copy(twin), frozen_copy(twin)
-        if dtype == torch.float64:
-            used, network = used.double(), network.double()
+        (used, _), (network, originals) = (
+            copied(module, wide=dtype == torch.float64) for _ in range(2)
+        )
+        for part in chain(used.modules(), network.modules()):
+            if isinstance(part, nn.RMSNorm) and part.eps is None:  # the default of its dtype
+                part.eps = torch.finfo(torch.promote_types(own, torch.float32)).eps
         try:
-            used(torch.zeros(3, *shape, dtype=dtype, device=_device(twin)))
+            used(torch.zeros(3, *shape, dtype=dtype, device=_device(used)))
         except Exception as error:
             problem = error
         else:
-            return used, network, dtype
+            return used, (network, originals), dtype
     raise ValueError(f"module does not take inputs of shape {(*shape,)}: {problem}") from problem
 
 
@@ -704,8 +743,8 @@ class _Sample:
                 f"module must return one tensor, got {type(images).__name__}; certify a module "
                 "that returns one of its results, or all of them joined by torch.cat"
             )
-        if images.numel() == 0 or images.is_complex():
-            kind = f"{images.dtype} of shape {(*images.shape,)}"
+        if images.numel() == 0 or images.is_complex() or images.is_meta:
+            kind = f"{images.dtype} of shape {(*images.shape,)} on {images.device}"
             raise UncertifiedError(f"module must return real numbers, got {kind}")
         rows = images.reshape(6, -1) if images.shape[:1] == (6,) else None
         if bool(images.isnan().any()):
@@ -723,19 +762,21 @@ class _Sample:
         """Call with all inputs, with one as the walk does, and with two while autograd is on."""
         try:
             # Clones, for a network that begins in place.
-            images = used(self.points.clone())
+            with parametrize.cached():
+                images = used(self.points.clone())
+                with torch.enable_grad():
+                    pair = used(self.points[4:].clone())
             with _Seen() as self.seen:
                 single = network(self.points[:1].clone())
-            with torch.enable_grad():
-                return images, single, used(self.points[4:].clone())
+            return images, single, pair
         except Exception as error:
             raise UncertifiedError(f"module fails on a random input: {error}") from error
 
     def check(self, value: float) -> None:
         """Refuse a bound that the slopes between the inputs exceed."""
-        distances = nn.functional.pdist(self.points.double().flatten(1))
+        distances = nn.functional.pdist(self.points.double().reshape(6, -1))
         steepest = float((nn.functional.pdist(self.images) / distances).max())
-        noise = self.loose * float(self.images.abs().max()) / float(distances.min())
+        noise = float(self.loose * self.images.abs().max() / distances.min())  # inf, if they meet
         if steepest > value + noise:
             raise UncertifiedError(
                 f"the bound {value:.4g} is below a slope of {steepest:.4g} that was measured: the "

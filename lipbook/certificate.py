@@ -63,7 +63,9 @@ def lipschitz_certificate(
     a network rounds, in float32 say, can make tiny steps look steeper, and one that asks for its
     dtype, as `torch.finfo` does, may be another function in float32. The jump of torch's softplus
     at its threshold is neglected where float32 would round it away. What another thread writes into
-    a tensor is not seen, nor what is hidden from torch on purpose.
+    a tensor is not seen, nor what is hidden from torch on purpose: values that change places by
+    `torch.utils.swap_tensors`, or that TorchScript reads for itself, by ``tolist`` or as text.
+    Hooks and functions that the module holds have to leave the module alone: a copy is followed.
 
     Parameters
     ----------
@@ -113,8 +115,8 @@ def lipschitz_certificate(
     UncertifiedError: the constant of operation 'hardshrink' is not known; ...
     """
     shape = whole_shape(input_shape)
-    if math.isnan(radius) or radius != math.inf:
-        radius = check_positive(float(radius), "radius")
+    if radius != math.inf:
+        radius = check_positive(radius, "radius")
     check_module(module, "module")
     given = checked_constants(module.named_modules(), constants or {})
     if method not in ("eclipse", "lipsdp"):

@@ -426,7 +426,10 @@ def activation_constant(activation: nn.Module) -> float:
     constant, x = 0.0, grid
     for _ in range(5):
         x.requires_grad_()
-        slopes = torch.autograd.grad(f(x.clone()).sum(), x)[0].abs()
+        total = f(x.clone()).sum()
+        slopes = x.detach() * 0  # of a step
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total, x)[0].abs()
         top = int(slopes.argmax())
         constant = max(constant, slopes[top].item())
         low, high = x[max(top - 1, 0)].item(), x[min(top + 1, len(x) - 1)].item()
@@ -576,7 +579,7 @@ def _layer_constant(name: str, layer: Any, shape: tuple[int, ...]) -> float:
             if is_plain(layer, nn.Linear):
                 return induced_norm(layer.weight.detach().double()).item()
             if is_plain(layer, *CONVOLUTIONS):
-                return layer_norm(layer, shape[1:])
+                return layer_norm(layer, shape[1:], layer.weight)
             return follow(layer, shape)[0]
     except TypeError as error:
         raise TypeError(
@@ -612,7 +615,7 @@ def exact_lipschitz(
 
     Cuts the box where each unit of each layer changes sign. The net is affine on every piece, and
     on a convex domain the constant is the largest norm of those matrices. Pieces thinner than
-    1e-10 of the box are lost in rounding.
+    1e-10 of the box, or of their distance from 0 on an open side, are lost in rounding.
 
     Parameters
     ----------
@@ -665,6 +668,8 @@ def exact_lipschitz(
             "maximize_jacobian_norm or lower_bound_from_pairs and layer_product_bound"
         )
     low, high = (b.numpy() for b in _corners(box, torch.zeros(n_inputs, dtype=torch.float64)))
+    if any(((np.abs(b) > 1e300) & (np.abs(b) < math.inf)).any() for b in (low, high)):
+        raise ValueError("net must have finite values in the box, they are beyond float64")
     cells = [
         _Cell(points, ends, np.eye(n_inputs), np.zeros(n_inputs))
         for points, ends in _convex_parts(low, high)
@@ -758,14 +763,16 @@ def _array(tensor: Tensor) -> Array:
 def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     """Cut a cell where its units change sign, and apply the activation to each part."""
     points, ends, matrix, offset = cell
-    reach = np.abs(points).max()
     lengths = np.hypot.reduce(np.abs(matrix), axis=1)  # whose squares may be beyond float64
-    tolerance = 1e-10 * (lengths * reach + np.abs(offset))
     values = points @ matrix.T + ends[:, None] * offset
+    tolerance = _tolerance(points, ends, lengths, offset)
+    crossed = (values < -tolerance).any(0) & (values > tolerance).any(0)
     parts = [(points, ends)]
-    for unit in np.flatnonzero((values.min(0) < -tolerance) & (values.max(0) > tolerance)):
-        row, c, thin = matrix[unit], offset[unit], tolerance[unit]
-        parts = [side for p, e in parts for side in _cut(p, e, p @ row + e * c, thin)]
+    for unit in np.flatnonzero(crossed):
+        row, c = matrix[unit], offset[unit]
+        thin = (_tolerance(p, e, lengths[[unit]], offset[[unit]])[:, 0] for p, e in parts)
+        cuts = zip(parts, thin, strict=True)
+        parts = [side for (p, e), t in cuts for side in _cut(p, e, p @ row + e * c, t)]
     middles = [matrix @ p.mean(0) + offset * e.mean() for p, e in parts]
     if not all(np.isfinite(numbers).all() for numbers in (tolerance, values, *middles)):
         raise ValueError("net must have finite values in the box, they are beyond float64")
@@ -776,7 +783,16 @@ def _activate(cell: _Cell, negative_slope: float) -> list[_Cell]:
     ]
 
 
-def _cut(points: Array, ends: Array, values: Array, tolerance: float) -> list[tuple[Array, Array]]:
+def _tolerance(points: Array, ends: Array, lengths: Array, offset: Array) -> Array:
+    """Return what counts as 0 of the value of each unit at each point, or along each direction."""
+    sizes = np.abs(points).max(1)
+    reach = sizes[ends > 0].max(initial=0.0)
+    own: Array = 1e-10 * (np.outer(sizes, lengths) + np.outer(ends, np.abs(offset)))
+    least: Array = 1e-13 * reach * np.outer(ends, lengths)
+    return np.where(own > least, own, least)
+
+
+def _cut(points: Array, ends: Array, values: Array, tolerance: Array) -> list[tuple[Array, Array]]:
     """Cut a convex polygon or segment (Sutherland & Hodgman 1974) where `values` change sign."""
     values = np.where(np.abs(values) <= tolerance, 0.0, values)
     if values.min() >= 0 or values.max() <= 0:
@@ -786,7 +802,12 @@ def _cut(points: Array, ends: Array, values: Array, tolerance: float) -> list[tu
     for i, (vertex, value) in enumerate(zip(joined, values, strict=True)):
         previous = values[i - 1]
         if min(previous, value) < 0 < max(previous, value):
-            crossing = vertex + value / (value - previous) * (joined[i - 1] - vertex)
+            if ends[i] == ends[i - 1]:
+                crossing = vertex + value / (value - previous) * (joined[i - 1] - vertex)
+            elif ends[i] > 0:  # from a point in a direction
+                crossing = vertex - value / previous * joined[i - 1]
+            else:
+                crossing = joined[i - 1] - previous / value * vertex
             sides[0].append(crossing)
             sides[1].append(crossing)
         if value >= 0:

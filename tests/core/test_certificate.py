@@ -945,3 +945,219 @@ def test_a_module_that_its_first_call_sets_up_must_have_been_called():
 def test_refusals(net, options, error, message):
     with pytest.raises(error, match=message):
         lipschitz_certificate(net, (4,), **options)
+
+
+@pytest.mark.parametrize("activation", [nn.Softsign(), nn.Tanhshrink(), nn.RReLU()])
+def test_activations_known_as_a_whole_behind_a_dense_layer(activation):
+    layer = nn.Linear(3, 3)
+    value = lipschitz_certificate(nn.Sequential(layer, activation), (3,)).value
+    assert value <= torch.linalg.matrix_norm(layer.weight, 2).item() * (1 + 1e-5)
+
+
+class Skip(nn.Module):
+    """A hook keeps a value in the module itself, and not in its copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.skip = nn.Linear(4, 4), torch.zeros(1, 4)
+        self.layer.register_forward_hook(lambda _, __, y: setattr(self, "skip", y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 10 * self.skip
+
+
+class Patched(nn.Module):
+    """A patched forward that reads the state of the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(4, 4), torch.ones(1, 4)
+        old = self.layer.forward
+        self.layer.forward = lambda x: old(x) * self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gate = 1 + 50 * torch.sigmoid(x)
+        return self.layer(x)
+
+
+class Copied(nn.Module):
+    """A patched forward whose state lies in a buffer that is written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gate", torch.ones(1, 4))
+        self.f = lambda x: x * self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([(self.gate.copy_(row[None]), self.f(row[None]))[1] for row in x])
+
+
+@pytest.mark.parametrize("kind", [Skip, Patched, Copied])
+def test_what_functions_do_to_the_module_itself_is_refused(kind):
+    with pytest.raises(TypeError, match="reads or changes the module itself"):
+        lipschitz_certificate(kind(), (4,))
+
+
+class Views(nn.Module):
+    """A buffer and a view of it, which as a parameter has lost its base."""
+
+    def __init__(self, *, parameter: bool) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(1, 8))
+        self.view = self.state[:, :4]
+        if parameter:
+            self.view = nn.Parameter(self.view, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(self.state.copy_(row), 5 * self.view[0])[1] for row in x])
+
+
+@pytest.mark.parametrize("parameter", [False, True])
+def test_tensors_that_share_their_memory_do_so_in_the_copy(parameter):
+    net = Views(parameter=parameter)
+    assert lipschitz_certificate(net, (8,)).value >= 5
+    net.array = net.state.numpy()
+    with pytest.raises(TypeError, match="array of NumPy that shares its memory"):
+        lipschitz_certificate(net, (8,))
+
+
+class Gate(nn.Module):
+    def __init__(self, context: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.context["gate"]
+
+
+class Gated(nn.Module):
+    """A weight that depends on what forward leaves for its parametrization."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.context, self.layer = {"gate": torch.ones(1)}, layer
+        nn.utils.parametrize.register_parametrization(layer, "weight", Gate(self.context))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = (1 + 50 * torch.sigmoid(row.flatten()[:1]) for row in x)
+        rows = (
+            (self.context.update(gate=g), self.layer(r))[1] for g, r in zip(gates, x, strict=True)
+        )
+        return torch.stack(list(rows))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 4, bias=False), (4,)),
+        (nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"), (2, 4)),
+    ],
+)
+def test_parametrizations_are_followed(layer, shape):
+    with pytest.raises(TypeError, match=r"may grow without limit|depends on the input"):
+        lipschitz_certificate(Gated(layer), shape)
+
+
+class Statistics(nn.Module):
+    """BatchNorm of each input by itself: the first call writes what the second one reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = []
+        for row in x + torch.tensor([[10.0, -10.0]]).expand(2, -1).repeat(1, 3):
+            mean, var = torch.zeros(2).to(x), torch.ones(2).to(x)
+            F.batch_norm(row[None], mean, var, training=True, momentum=1.0)
+            rows.append(F.batch_norm(row[None], mean, var)[0])
+        return torch.stack(rows)
+
+
+def test_statistics_that_a_normalization_writes_are_seen():
+    with pytest.raises(TypeError, match="writes to one tensor and returns another"):
+        lipschitz_certificate(Statistics(), (2, 6))
+
+
+MEMORY = np.zeros(5)
+OVERLAPPING = torch.from_numpy(MEMORY[:4]), torch.from_numpy(MEMORY[1:])
+SCRATCH = torch.zeros(1, 5)
+AHEAD = torch.from_dlpack(SCRATCH[:, 1:])
+
+
+def seen_by(view):
+    def forward(x: Tensor) -> Tensor:
+        scratch = torch.zeros(x.shape, dtype=x.dtype)
+        seen = view(scratch)
+        scratch.copy_(x)
+        return torch.stack([row + 0 * len(seen) for row in scratch])
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        *map(seen_by, (Tensor.numpy, np.asarray, np.from_dlpack, Tensor.untyped_storage)),
+        lambda x: torch.stack([(OVERLAPPING[0].copy_(r), F.relu(OVERLAPPING[1]))[1] for r in x]),
+        lambda x: torch.cat([(SCRATCH[0, 1:].copy_(r), F.relu(AHEAD - 9))[1] for r in x]),
+    ],
+)
+def test_memory_that_others_share_is_not_written(forward):
+    with pytest.raises(TypeError, match="memory that NumPy or another storage shares"):
+        lipschitz_certificate(Function(forward), (4,))
+
+
+LARGE = torch.full((1, 4), 1e17, dtype=torch.float64)
+INDEX = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: LARGE.expand(len(x), -1).index_add(1, INDEX, x.double()),
+        lambda x: LARGE.expand(len(x), -1).scatter_add(1, INDEX.expand(len(x), -1), x.double()),
+        lambda x: LARGE.T.expand(-1, len(x)).index_put((INDEX,), x.double().T, accumulate=True).T,
+        lambda x: x * 1e-200 * 1e-200 * 1e200 * 1e200,
+        lambda x: (1e-170 * x).square() * 1e170 * 1e170,
+        lambda x: (1e-170 * x) * (1e-170 * x + 0) * 1e170 * 1e170,
+    ],
+)
+def test_what_rounding_takes_away_still_moves(forward):
+    assert lipschitz_certificate(Function(forward), (4,), radius=1.0).value >= 1
+
+
+def test_ranges_are_rounded_outward():
+    """1 / (a x + c), whose divisor comes down to 5.55e-17 on the ball."""
+    radius, a, c = 0.8359946282224158, 1.1037515740613137, 0.9227303868072942
+    with pytest.raises(TypeError, match="an end that its argument may reach"):
+        lipschitz_certificate(Function(lambda x: 1 / (x * a + c)), (1,), radius=radius)
+
+
+@pytest.mark.parametrize(("power", "a"), [(45, 5.0), (48, 11.0), (50, 7.0)])
+@pytest.mark.parametrize("bias", [0.0, -1.0])
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU()])
+def test_dense_layers_that_cancel(power, a, bias, last):
+    first, second = nn.Linear(1, 2, bias=False).double(), nn.Linear(2, 1).double()
+    first.weight.data = torch.tensor([[a], [1 + 2.0**-power]], dtype=torch.float64)
+    second.weight.data = torch.tensor([[-1.0, a]], dtype=torch.float64)
+    second.bias.data.fill_(bias)
+    value = lipschitz_certificate(nn.Sequential(first, second, last), (1,)).value
+    assert a * 2.0**-power <= value < a * 1e-12
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "options", "error", "message"),
+    [
+        (nn.ReLU(), (8,), {"radius": 10**400}, ValueError, "radius must be a finite number"),
+        (nn.ReLU(), (8,), {"radius": "1"}, TypeError, "radius must be a real number, got str"),
+        (nn.ReLU(), (8,), {"constants": {"": 10**400}}, ValueError, "constants"),
+        (nn.Linear(8, 8).to(torch.float8_e4m3fn), (8,), {}, TypeError, "float16 at least"),
+        (Function(lambda x: x.to("meta")), (8,), {}, TypeError, "real numbers, got .* on meta"),
+        (nn.ReLU(), (8.0,), {}, TypeError, r"input_shape must be integers, got \(8.0,\)"),
+    ],
+)
+def test_what_is_no_number_is_named(net, shape, options, error, message):
+    with pytest.raises(error, match=message):
+        lipschitz_certificate(net, shape, **options)
+
+
+def test_one_number_and_the_smallest_ball():
+    assert lipschitz_certificate(nn.ReLU(), ()).value == pytest.approx(1)
+    assert lipschitz_certificate(nn.ReLU(), (8,), radius=1e-320).value == pytest.approx(1)

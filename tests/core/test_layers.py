@@ -81,7 +81,7 @@ def test_a_frozen_copy_computes_the_same_and_leaves_the_original_alone():
     twin = frozen_copy(layer)
     x = torch.randn(2, 3)
     assert torch.equal(twin(x), layer(x))
-    assert type(twin) is nn.Linear
+    assert isinstance(twin, nn.Linear)
     twin.weight.zero_()
     assert nn.utils.parametrize.is_parametrized(layer)
     assert layer.weight.abs().sum() > 0

@@ -1014,3 +1014,24 @@ def test_ascent_refuses_its_settings(keyword, value):
 def test_product_bound_refuses_a_constant_for_a_layer_that_is_not_there():
     with pytest.raises(ValueError, match="constants names '3', which is no layer of the module"):
         layer_product_bound(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (2,), constants={"3": 1.0})
+
+
+@pytest.mark.parametrize("box", [(-math.inf, math.inf), (0, math.inf), (-math.inf, 1e12)])
+@pytest.mark.parametrize("place", [2e5, 1e7, 1e9])
+def test_pieces_far_from_0_are_found_on_an_open_side(box, place):
+    net = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    net[0].weight.data.fill_(1.0)
+    net[0].bias.data = -torch.tensor([place, place + 1, place + 2], dtype=torch.float64)
+    net[2].weight.data = torch.tensor([[1.0, -2.0, 1.0]], dtype=torch.float64)
+    assert exact_lipschitz(net, box).value == pytest.approx(1)
+
+
+def test_a_step_jumps_and_a_box_beyond_float64_is_named():
+    class Step(nn.Module):
+        def forward(self, x):
+            return (x > 0).to(x)
+
+    assert activation_constant(Step()) == math.inf
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="beyond float64"):
+        exact_lipschitz(net, (-1e308, 1e308))
