@@ -617,10 +617,9 @@ def only_once(gradient: Tensor, of: Tensor, refusal: str) -> Tensor:
 
 def fresh_start(n: int, like: Tensor, step: int) -> Tensor:
     """Return another random direction for each step after the first."""
-    if not step:
-        return random_start(n, like)
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+    another = torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+    return another if step else random_start(n, like)
 
 
 def random_start(n: int, like: Tensor) -> Tensor:
