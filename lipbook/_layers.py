@@ -31,6 +31,8 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm  # also the lazy ones
 RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
+# Whose parametrizations depend on the weight and on nothing that a network may change.
+_SETTLED = ("torch.nn.utils.parametrizations", "lipbook.parametrizations")
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)  # no subclasses: they may compute differently
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -247,18 +249,35 @@ def copied(module: nn.Module, *, wide: bool = False) -> tuple[nn.Module, Origina
         # copy.deepcopy keeps alive what it has copied.
         originals = [*{id(one): one for one in [*computed, *memo[id(memo)]]}.values()]
         _share(module, originals, memo, wide=wide)
-        for part in twin.modules():
+        twin.eval()
+        for part in list(twin.modules()):
             if wide and isinstance(part, torch.jit.ScriptModule):
                 part.double()
-            elif wide and parametrize.is_parametrized(part):
-                for makers in cast(nn.ModuleDict, part.parametrizations).values():
-                    cast(nn.ModuleList, makers).append(_Double())
-        twin.eval()
+            elif parametrize.is_parametrized(part):
+                _settle(part, wide=wide)
         for parameter in twin.parameters():  # one by one: a scripted module cannot do it
             parameter.requires_grad_(False)
         copies = [memo[id(one)] for one in originals if id(one) in memo]
         memories, own = ({start for start, _ in _spans(o)} for o in (originals, copies))
         return twin, Originals(memories, own, _state(originals), _state(copies))
+
+
+def _settle(part: Any, *, wide: bool) -> None:
+    """Keep the weights that parametrizations compute from themselves alone; let others follow.
+
+    torch's `remove_parametrizations` would take them from the class, which a copy shares.
+    """
+    lists = list(part.parametrizations.values())
+    if any(type(maker).__module__ not in _SETTLED for makers in lists for maker in makers):
+        for makers in lists if wide else ():
+            makers.append(_Double())
+        return
+    weights = {name: getattr(part, name).detach().clone() for name in part.parametrizations}
+    del part.parametrizations
+    part.__class__ = type(part).__bases__[0]
+    for name, weight in weights.items():
+        double = wide and weight.is_floating_point()
+        part.register_parameter(name, nn.Parameter(weight.double() if double else weight, False))
 
 
 def _state(objects: Sequence[Any]) -> list[tuple[Any, list[int]]]:
