@@ -258,7 +258,7 @@ def copied(module: nn.Module, *, wide: bool = False) -> tuple[nn.Module, Origina
         for parameter in twin.parameters():  # one by one: a scripted module cannot do it
             parameter.requires_grad_(False)
         copies = [memo[id(one)] for one in originals if id(one) in memo]
-        memories, own = ({start for start, _ in _spans(o)} for o in (originals, copies))
+        memories, own = _memories(originals), _memories(copies)
         return twin, Originals(memories, own, _state(originals), _state(copies))
 
 
@@ -290,15 +290,15 @@ def has_changed(state: Iterable[tuple[Any, list[int]]]) -> bool:
     return any(_held(one) != held for one, held in state)
 
 
-def _spans(originals: Iterable[Any]) -> list[tuple[int, int]]:
-    """Return where the memories lie, which copies of arrays would separate from one another."""
-    arrays = [np.lib.array_utils.byte_bounds(o) for o in originals if isinstance(o, np.ndarray)]
-    tensors = {_address(o): o for o in originals if isinstance(o, Tensor) and _address(o)}
+def _memories(objects: Iterable[Any]) -> set[int]:
+    """Return where the memories begin; refuse those that copies of arrays would separate."""
+    arrays = [np.lib.array_utils.byte_bounds(o) for o in objects if isinstance(o, np.ndarray)]
+    tensors = {_address(o): o for o in objects if isinstance(o, Tensor) and _address(o)}
     spans = [(a, a + t.untyped_storage().nbytes()) for a, t in tensors.items()]
     for i, (start, stop) in enumerate(arrays):
         if any(a < stop and start < b for a, b in (*arrays[:i], *spans)):
             raise TypeError("module must not hold an array of NumPy that shares its memory")
-    return [*arrays, *spans]
+    return {start for start, _ in (*arrays, *spans)}
 
 
 class _Double(nn.Module):

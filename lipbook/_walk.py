@@ -128,8 +128,7 @@ class Walk(_Seen):
         self._moves: dict[int, tuple[int, Move]] = {}
         self.refusal = ""
         self.looking = 0  # inside a function of torch that `_Escapes` has let pass
-        self._seen: set[int] = set()  # storages of constants
-        self._sizes: dict[int, int] = {}  # and their bytes
+        self._seen: dict[int, int] = {}  # storages of constants, and their bytes
         self.exported: set[int] = set()  # constants whose memory went to NumPy or elsewhere
         self._blank: set[int] = set()  # that no operation wrote to: TorchScript may
         self._worker = ThreadPoolExecutor(1)
@@ -189,7 +188,7 @@ class Walk(_Seen):
         with torch._C.DisableTorchFunction():
             storage = tensor.untyped_storage()
             start, stop = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-            meets = (a < stop and start < a + n and a != start for a, n in self._sizes.items())
+            meets = (a < stop and start < a + n and a != start for a, n in self._seen.items())
             if start in self.exported or not storage.resizable() or any(meets):
                 with self.refusing("copy_"):
                     raise UncertifiedError(
@@ -240,9 +239,8 @@ class Walk(_Seen):
         """Know constants from now on; held, so that none made unseen lies in their memory."""
         for tensor in tensors:
             self.held.append(tensor)
-            self._seen.add(_storage(tensor))
             with torch._C.DisableTorchFunction():
-                self._sizes[_storage(tensor)] = tensor.untyped_storage().nbytes()
+                self._seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
 
     def check_seen(self, name: str, tensors: Iterable[Tensor], *, blank: bool) -> None:
         """Refuse what no operation made since the walk began, from values that move perhaps."""
