@@ -206,18 +206,21 @@ def forest(
     found: Mapping[str, Sequence[ArrayLike]],
     colours: Sequence[str] = ("C0",),
     hollow: Mapping[str, Sequence[ArrayLike]] | None = None,
+    scale: str = "log",
 ) -> None:
-    """Draw ratios as rows: a dot a run, and below them the 95 % interval of their geometric mean.
+    """Draw ratios, or differences, as rows: a dot a run, and below them the mean's 95 % interval.
 
     Parameters
     ----------
     ax : Axes
-        Gets a logarithmic axis and a dashed line at 1.
+        Gets a logarithmic axis and a dashed line at 1, or a linear one and a line at 0.
     found : mapping of str to sequence of array_like
         The label of each row, and its ratios, one array a colour.
     colours : sequence of str, default ("C0",)
     hollow : mapping of str to sequence of array_like, optional
         As `found`, true for each run whose dot is to be a ring; a row left out has none.
+    scale : {"log", "linear"}
+        Of the axis, and of the mean: the geometric one of ratios, that of differences.
 
     Examples
     --------
@@ -232,27 +235,29 @@ def forest(
         rings = (hollow or {}).get(name, [()] * len(group))
         for k, (values, colour, rung) in enumerate(zip(group, colours, rings, strict=True)):
             height = y + apart * (k - (len(group) - 1) / 2)
-            _row(ax, height, np.asarray(values), colour, np.asarray(rung, dtype=bool))
-    ax.axvline(1, color="black", ls="--", lw=1)
-    ax.set(xscale="log", ylim=(len(found) - 0.5, -0.5))
+            _row(ax, height, np.asarray(values), colour, np.asarray(rung, dtype=bool), scale)
+    ax.axvline(1 if scale == "log" else 0, color="black", ls="--", lw=1)
+    ax.set(xscale=scale, ylim=(len(found) - 0.5, -0.5))
     ax.set_yticks(range(len(found)), list(found))
-    plain_ticks(ax.xaxis)
+    if scale == "log":
+        plain_ticks(ax.xaxis)
 
 
 def _row(
     ax: Axes,
     y: float,
-    ratios: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
     colour: str,
     hollow: np.ndarray[Any, np.dtype[np.bool_]],
+    scale: str,
 ) -> None:
-    full = ~hollow if hollow.size else np.ones(len(ratios), dtype=bool)
-    ax.plot(ratios[full], np.full(full.sum(), y - 0.1), "o", ms=3, color=colour)
+    full = ~hollow if hollow.size else np.ones(len(values), dtype=bool)
+    ax.plot(values[full], np.full(full.sum(), y - 0.1), "o", ms=3, color=colour)
     if not full.all():
         ring: Any = {"ms": 4, "mfc": "white", "mew": 1, "color": colour}
-        ax.plot(ratios[~full], np.full((~full).sum(), y - 0.1), "o", **ring)
-    mean, bar = np.exp(np.log(ratios).mean()), y + 0.08
-    ax.plot(interval(ratios.tolist(), "log"), [bar, bar], lw=3, color=colour)
+        ax.plot(values[~full], np.full((~full).sum(), y - 0.1), "o", **ring)
+    mean, bar = np.exp(np.log(values).mean()) if scale == "log" else values.mean(), y + 0.08
+    ax.plot(interval(values.tolist(), scale), [bar, bar], lw=3, color=colour)
     ax.plot(mean, bar, "o", ms=7, color=colour)
 
 

@@ -9,6 +9,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 
 from lipbook.notebook import figures
+from lipbook.notebook.verdicts import interval
 
 mpl.use("Agg")
 
@@ -95,6 +96,16 @@ def test_a_forest_draws_the_runs_that_are_named_as_rings():
     assert rings.get_markerfacecolor() == "white"
     assert dots.get_markerfacecolor() == rings.get_color() == middle.get_color()
     np.testing.assert_allclose(middle.get_xdata(), [2])  # a ring counts like a dot
+
+
+def test_a_forest_of_differences_is_linear():
+    _, (ax,) = figures.panels(1)
+    figures.forest(ax, {"digits": [[-1.0, 1.0, 3.0]]}, scale="linear")
+    _, bar, middle, line = ax.lines
+    assert ax.get_xscale() == "linear"
+    assert list(line.get_xdata()) == [0, 0]
+    assert list(middle.get_xdata()) == [1]
+    assert list(bar.get_xdata()) == list(interval([-1.0, 1.0, 3.0]))
 
 
 def test_the_bars_of_a_row_of_a_forest_do_not_reach_the_next_row():
